@@ -3,6 +3,12 @@
 mod cuda_link;
 mod data;
 mod error;
+mod files;
+mod model;
+mod tensor;
+
 pub use data::*;
 pub use error::{Error, ErrorKind, Result};
+pub use model::*;
+pub use ndarray;
 pub use tch;

@@ -1,0 +1,87 @@
+//! Keys and values of tokens already read.
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::DecoderConfig;
+use crate::{Result, tensor::index};
+
+/// Keys and values of every block for rows that grow, each from its own length. Rows do not share storage, and a row's
+/// tokens stand in the order of their positions from slot 0.
+#[derive(Debug)]
+pub(super) struct KvCache {
+    /// Keys and values of each block, `[rows * capacity, kv_heads, head_dim]`.
+    blocks: Vec<(Tensor, Tensor)>,
+    /// Tokens that each row holds.
+    lengths: Vec<usize>,
+    capacity: usize,
+}
+
+impl KvCache {
+    pub(super) fn new(
+        config: &DecoderConfig,
+        rows: usize,
+        capacity: usize,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let size = [(rows * capacity) as i64, config.kv_heads as i64, config.head_dim as i64];
+        let empty = || Tensor::f_zeros(size, (kind, device));
+        let blocks = (0..config.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
+        Ok(Self { blocks, lengths: vec![0; rows], capacity })
+    }
+
+    pub(super) fn lengths(&self) -> &[usize] {
+        &self.lengths
+    }
+
+    /// The flat slots that new tokens go to, `added[r]` of them in row r.
+    pub(super) fn slots(&self, added: &[usize]) -> Vec<i64> {
+        (added.iter().enumerate())
+            .flat_map(|(row, count)| {
+                let start = row * self.capacity + self.lengths[row];
+                (start..start + count).map(|slot| slot as i64)
+            })
+            .collect()
+    }
+
+    /// Stores the keys and values of new tokens of a block, and gives those of the first `longest` slots of every row,
+    /// `[rows, longest, kv_heads, head_dim]`.
+    pub(super) fn extend(
+        &mut self,
+        block: usize,
+        slots: &Tensor,
+        new: (&Tensor, &Tensor),
+        longest: usize,
+    ) -> Result<(Tensor, Tensor)> {
+        let (keys, values) = &mut self.blocks[block];
+        let _ = keys.f_index_copy_(0, slots, new.0)?;
+        let _ = values.f_index_copy_(0, slots, new.1)?;
+        let (rows, capacity) = (self.lengths.len() as i64, self.capacity as i64);
+        let view = |all: &Tensor| -> Result<Tensor> {
+            let size = all.size();
+            Ok(all.f_view([rows, capacity, size[1], size[2]])?.f_narrow(1, 0, longest as i64)?)
+        };
+        Ok((view(keys)?, view(values)?))
+    }
+
+    /// Counts new tokens in, once all blocks have stored them.
+    pub(super) fn advance(&mut self, added: &[usize]) {
+        for (length, count) in self.lengths.iter_mut().zip(added) {
+            *length += count;
+        }
+    }
+
+    /// Keeps these rows alone, in this order.
+    pub(super) fn keep(&mut self, rows: &[usize]) -> Result<()> {
+        let capacity = self.capacity;
+        let slots: Vec<i64> =
+            rows.iter().flat_map(|row| (row * capacity..(row + 1) * capacity).map(|slot| slot as i64)).collect();
+        for (keys, values) in &mut self.blocks {
+            let slots = index(&slots, keys.device())?;
+            *keys = keys.f_index_select(0, &slots)?;
+            *values = values.f_index_select(0, &slots)?;
+        }
+        self.lengths = rows.iter().map(|row| self.lengths[*row]).collect();
+        Ok(())
+    }
+}

@@ -1,0 +1,263 @@
+//! What an attack or a loss needs of a model, and no more.
+
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    generate::{self, Generation},
+    head,
+    perturbation::Perturbation,
+};
+use crate::{Batch, Error, Layout, Result};
+
+/// A causal language model that reads embeddings.
+///
+/// Object safe, and bound by neither `Send` nor `Sync`: attacks and losses take `&dyn CausalLm`. Four methods and three
+/// facts are required; everything else is built on them, and a model overrides it only to be faster.
+///
+/// # Example
+///
+/// A bigram model: the hidden state of a token is its embedding, so the next token depends on the current one alone.
+///
+/// ```
+/// use advtrain::{CausalLm, Hidden, Input, Result, tch::{Device, Kind, Tensor}};
+///
+/// struct Bigram {
+///     embedding: Tensor, // [vocabulary, hidden]
+///     head: Tensor,      // [vocabulary, hidden]
+/// }
+///
+/// impl CausalLm for Bigram {
+///     fn layers(&self) -> usize {
+///         0
+///     }
+///     fn kind(&self) -> Kind {
+///         Kind::Float
+///     }
+///     fn embedding(&self) -> &Tensor {
+///         &self.embedding
+///     }
+///     fn hidden(&self, input: &Input) -> Result<Hidden> {
+///         Ok(Hidden { last: input.embeddings().shallow_clone(), tapped: Vec::new() })
+///     }
+///     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+///         Ok(hidden.f_matmul(&self.head.f_tr()?)?)
+///     }
+/// }
+///
+/// let model = Bigram {
+///     embedding: Tensor::randn([5, 3], (Kind::Float, Device::Cpu)),
+///     head: Tensor::randn([5, 3], (Kind::Float, Device::Cpu)),
+/// };
+/// assert_eq!(model.hidden_size(), 3);
+/// ```
+pub trait CausalLm {
+    /// How many blocks: perturbations can be added to what enters each of them.
+    fn layers(&self) -> usize;
+
+    /// The dtype that the model computes in.
+    fn kind(&self) -> Kind;
+
+    /// The embedding table `[vocabulary, hidden]`, un-scaled, in any floating dtype.
+    fn embedding(&self) -> &Tensor;
+
+    /// The final hidden states (behind the last norm) of every token, and the tapped ones.
+    ///
+    /// # Errors
+    /// If the shapes of the input do not fit, or libtorch fails.
+    fn hidden(&self, input: &Input) -> Result<Hidden>;
+
+    /// The logits `[n, vocabulary]` that final hidden states `[n, hidden]` give.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
+
+    /// The log-probabilities `[n]` of ids `[n]` (int64) given the hidden states `[n, hidden]` of the tokens before them;
+    /// float32 at least, differentiable towards `hidden`. The vocabulary's logits exist only for a chunk of tokens at a time.
+    ///
+    /// # Errors
+    /// If the shapes differ in n, or libtorch fails.
+    fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        head::log_probs(self, hidden, ids)
+    }
+
+    /// KL(reference || this) `[n]` in nats between the next-token distributions of two sets of hidden states `[n, hidden]`;
+    /// float32 at least, differentiable towards `hidden` and not towards `reference`.
+    ///
+    /// # Errors
+    /// If the shapes differ, or libtorch fails.
+    fn kl(&self, hidden: &Tensor, reference: &Tensor) -> Result<Tensor> {
+        head::kl(self, hidden, reference)
+    }
+
+    /// Continues prompts (the rows of a batch without continuations), one list of new ids per row.
+    ///
+    /// # Errors
+    /// If a row has a continuation, a setting is out of range, or libtorch fails.
+    fn generate(
+        &self,
+        prompts: &Batch,
+        perturbation: Option<&Perturbation>,
+        settings: &Generation,
+    ) -> Result<Vec<Vec<i64>>> {
+        generate::without_cache(self, prompts, perturbation, settings)
+    }
+
+    /// The same model with weights that no gradient reaches, made once for many passes; `None` where the model itself serves.
+    /// A decoder merges its adapter into a scratch copy here, unless `dropout` asks for the adapter's own path.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn frozen(&self, dropout: bool) -> Result<Option<Box<dyn CausalLm + '_>>> {
+        let _ = dropout;
+        Ok(None)
+    }
+
+    /// The device of the weights.
+    fn device(&self) -> Device {
+        self.embedding().device()
+    }
+
+    /// Rows of the embedding table.
+    fn vocabulary(&self) -> i64 {
+        self.embedding().size()[0]
+    }
+
+    /// Length of a hidden state.
+    fn hidden_size(&self) -> i64 {
+        self.embedding().size()[1]
+    }
+
+    /// The dtype of perturbations and losses: float64 where the model computes in it, else float32.
+    fn master_kind(&self) -> Kind {
+        if self.kind() == Kind::Double { Kind::Double } else { Kind::Float }
+    }
+
+    /// Un-scaled embeddings `[tokens, hidden]` of ids `[tokens]`, in [`CausalLm::master_kind`].
+    ///
+    /// # Errors
+    /// If an id is outside the table.
+    fn embed(&self, ids: &Tensor) -> Result<Tensor> {
+        Ok(Tensor::f_embedding(self.embedding(), ids, -1, false, false)?.f_to_kind(self.master_kind())?)
+    }
+
+    /// Mean L2 norm of the rows of the embedding table: what a relative epsilon is relative to (method of Xhonneux et al.,
+    /// section 4).
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn mean_embedding_norm(&self) -> Result<f64> {
+        let _guard = tch::no_grad_guard();
+        let norms = self.embedding().f_to_kind(self.master_kind())?.f_norm_scalaropt_dim(2, [1], false)?;
+        Ok(f64::try_from(norms.f_mean(Kind::Double)?)?)
+    }
+}
+
+/// Whether the adapter takes part.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Adapter {
+    /// The model as it is trained.
+    #[default]
+    On,
+    /// The original model: the reference of C-AdvIPO.
+    Off,
+}
+
+/// How a pass is made. The default: adapter on, no dropout, nothing tapped.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pass<'a> {
+    /// Whether the adapter takes part.
+    pub adapter: Adapter,
+    /// Whether the adapter's dropout is active; its draws come from libtorch's generator.
+    pub dropout: bool,
+    /// The blocks whose output is wanted too.
+    pub taps: &'a [usize],
+}
+
+/// Values added to what enters a block.
+#[derive(Debug)]
+pub struct Addition {
+    /// The block, from 0.
+    pub block: usize,
+    /// Packed indices of the tokens `[n]`, int64.
+    pub tokens: Tensor,
+    /// What is added `[n, hidden]`.
+    pub values: Tensor,
+}
+
+/// What a model reads: embeddings, where they stand, and how the pass is made.
+#[derive(Debug)]
+pub struct Input<'a> {
+    embeddings: Tensor,
+    layout: &'a Layout,
+    additions: Vec<Addition>,
+    pass: Pass<'a>,
+}
+
+impl<'a> Input<'a> {
+    /// The tokens of a batch, with a perturbation added where there is one.
+    ///
+    /// # Errors
+    /// If the perturbation names tokens that the batch lacks or blocks that the model lacks, or libtorch fails.
+    pub fn of_batch<M: CausalLm + ?Sized>(
+        model: &M,
+        batch: &'a Batch,
+        perturbation: Option<&Perturbation>,
+        pass: Pass<'a>,
+    ) -> Result<Self> {
+        let mut input = Self::of_embeddings(model.embed(batch.ids())?, batch.layout(), pass)?;
+        if let Some(perturbation) = perturbation {
+            perturbation.add_to(model, &mut input)?;
+        }
+        Ok(input)
+    }
+
+    /// Un-scaled embeddings `[tokens, hidden]` in the packed order of a layout.
+    ///
+    /// # Errors
+    /// If the number of tokens differs from the layout's.
+    pub fn of_embeddings(embeddings: Tensor, layout: &'a Layout, pass: Pass<'a>) -> Result<Self> {
+        if embeddings.dim() != 2 {
+            return Err(Error::mismatch("embeddings", "[tokens, hidden]", format!("{:?}", embeddings.size())));
+        }
+        layout.check_tokens("embeddings", &embeddings)?;
+        Ok(Self { embeddings, layout, additions: Vec::new(), pass })
+    }
+
+    /// Un-scaled embeddings with the perturbation in them `[tokens, hidden]`.
+    pub fn embeddings(&self) -> &Tensor {
+        &self.embeddings
+    }
+
+    /// Where the tokens stand.
+    pub fn layout(&self) -> &'a Layout {
+        self.layout
+    }
+
+    /// What is added inside the model.
+    pub fn additions(&self) -> &[Addition] {
+        &self.additions
+    }
+
+    /// How the pass is made.
+    pub fn pass(&self) -> Pass<'a> {
+        self.pass
+    }
+
+    pub(super) fn set_embeddings(&mut self, embeddings: Tensor) {
+        self.embeddings = embeddings;
+    }
+
+    pub(super) fn push(&mut self, addition: Addition) {
+        self.additions.push(addition);
+    }
+}
+
+/// What a model gives back.
+#[derive(Debug)]
+pub struct Hidden {
+    /// Final hidden states, behind the last norm `[tokens, hidden]`, in the model's dtype.
+    pub last: Tensor,
+    /// The output of each tapped block `[tokens, hidden]`, in the order of [`Pass::taps`].
+    pub tapped: Vec<Tensor>,
+}

@@ -1,0 +1,325 @@
+//! One decoder for all families.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+use tch::{Device, Kind, Tensor};
+
+use super::{
+    attention::Plan,
+    block::Block,
+    cache::KvCache,
+    causal_lm::{CausalLm, Hidden, Input},
+    config::{DecoderConfig, NormKind},
+    generate::{self, Generation},
+    head,
+    linear::{Linear, LinearMode},
+    lora::LoraConfig,
+    norm::RmsNorm,
+    perturbation::Perturbation,
+    rope::Rope,
+    weights::{FolderWeights, RandomWeights, WeightSource},
+};
+use crate::{Batch, Error, Layout, Result, error::Context, files, tensor::is_recorded};
+
+/// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
+/// its linear layers.
+///
+/// The dtype policy: weights and activations are in the compute dtype; norms, angles and softmax over the vocabulary are
+/// computed in float32 at least; adapters are kept in float32 and cast for a pass.
+#[derive(Debug)]
+pub struct Decoder {
+    pub(super) config: DecoderConfig,
+    /// config.json as it was read, written back on export.
+    pub(super) source_config: Value,
+    /// `[vocabulary, hidden]`.
+    pub(super) embedding: Tensor,
+    pub(super) blocks: Vec<Block>,
+    pub(super) norm: RmsNorm,
+    /// `[vocabulary, hidden]`; none where the embedding is the head too.
+    pub(super) head: Option<Tensor>,
+    pub(super) lora: Option<LoraConfig>,
+    rope: Rope,
+    kind: Kind,
+}
+
+/// A trained tensor and its name.
+#[derive(Debug)]
+pub struct Parameter {
+    /// The Hugging Face or PEFT name.
+    pub name: String,
+    /// The tensor itself, not a copy.
+    pub tensor: Tensor,
+}
+
+/// Brings each tensor of a source to a dtype and device.
+struct Placed<'a> {
+    source: &'a mut dyn WeightSource,
+    kind: Kind,
+    device: Device,
+}
+
+impl WeightSource for Placed<'_> {
+    fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        Ok(self.source.get(name, shape)?.f_to_device(self.device)?.f_to_kind(self.kind)?)
+    }
+}
+
+impl Decoder {
+    /// Loads a Hugging Face model folder: config.json and model.safetensors or shards with their index.
+    ///
+    /// # Errors
+    /// If a file is missing, truncated or not what it should be, a tensor is missing, too many or of the wrong shape, or
+    /// the config asks for something that is not implemented. Each message names the file, and the key or tensor.
+    pub fn load(folder: impl AsRef<Path>, kind: Kind, device: Device) -> Result<Self> {
+        let folder = folder.as_ref();
+        let path = folder.join("config.json");
+        let json = serde_json::from_str(&files::read_text(&path)?)
+            .map_err(|error| Error::file(&path, format!("not JSON: {error}")))?;
+        let config = DecoderConfig::from_json(&json, path)?;
+        let mut weights = FolderWeights::open(folder)?;
+        let tied = config.tied_head;
+        let decoder = Self::build(config, json, &mut weights, kind, device)
+            .context(|| format!("loading the model of {}", folder.display()))?;
+        // Older exports carry the rotary frequencies, and a copy of a tied head.
+        weights.finish(|name| name.ends_with(".inv_freq") || (tied && name == "lm_head.weight"))?;
+        Ok(decoder)
+    }
+
+    /// A decoder with random weights of standard deviation `deviation`, from the value of a `config.json`.
+    ///
+    /// # Errors
+    /// If the config asks for something that is not implemented.
+    pub fn random(json: Value, deviation: f32, seed: u64, kind: Kind, device: Device) -> Result<Self> {
+        let config = DecoderConfig::from_json(&json, PathBuf::from("config.json"))?;
+        let norm = if config.norm == NormKind::UnitOffset { 0.0 } else { 1.0 };
+        Self::build(config, json, &mut RandomWeights { seed, deviation, norm }, kind, device)
+    }
+
+    fn build(
+        config: DecoderConfig,
+        source_config: Value,
+        source: &mut dyn WeightSource,
+        kind: Kind,
+        device: Device,
+    ) -> Result<Self> {
+        let source = &mut Placed { source, kind, device };
+        let table = [config.vocabulary as i64, config.hidden as i64];
+        let embedding = source.get("model.embed_tokens.weight", &table)?;
+        let blocks = (0..config.layers).map(|index| Block::load(source, index, &config)).collect::<Result<_>>()?;
+        let norm = RmsNorm::load(source, "model.norm".into(), config.hidden, config.norm, config.norm_epsilon)?;
+        let head = if config.tied_head { None } else { Some(source.get("lm_head.weight", &table)?) };
+        let rope = Rope::new(&config.rope);
+        Ok(Self { config, source_config, embedding, blocks, norm, head, lora: None, rope, kind })
+    }
+
+    /// The decoder's shape.
+    pub fn config(&self) -> &DecoderConfig {
+        &self.config
+    }
+
+    /// The adapter's settings, if there is one.
+    pub fn lora(&self) -> Option<&LoraConfig> {
+        self.lora.as_ref()
+    }
+
+    /// Trains every weight, without an adapter: for small models and for supervised training from random weights.
+    ///
+    /// # Errors
+    /// If the compute dtype is not float32 or float64 (updates as small as a learning rate of 2e-4 makes them are lost in
+    /// bfloat16), or there is an adapter.
+    pub fn train_all_weights(&mut self) -> Result<()> {
+        if !matches!(self.kind, Kind::Float | Kind::Double) {
+            return Err(Error::setting("dtype", format!("{:?}", self.kind), "float32 or float64 to train all weights"));
+        }
+        if self.lora.is_some() {
+            return Err(Error::mismatch("model to train all weights of", "one without adapter", "one with"));
+        }
+        for Parameter { tensor, .. } in self.weights() {
+            let _ = tensor.f_set_requires_grad(true)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the training of all weights: none of them gets a gradient from now on.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn freeze_all_weights(&mut self) -> Result<()> {
+        for Parameter { tensor, .. } in self.weights() {
+            let _ = tensor.f_set_requires_grad(false)?;
+        }
+        Ok(())
+    }
+
+    /// The tensors that training changes, in a fixed order: the adapter's factors, or all weights, or none.
+    pub fn parameters(&self) -> Vec<Parameter> {
+        let of_adapter = self.linears().flat_map(|linear| {
+            linear.lora.iter().flat_map(|lora| {
+                let parameter = |factor: &str, tensor: &Tensor| Parameter {
+                    name: format!("base_model.model.{}.{factor}.weight", linear.name),
+                    tensor: tensor.shallow_clone(),
+                };
+                [parameter("lora_A", &lora.a), parameter("lora_B", &lora.b)]
+            })
+        });
+        of_adapter.chain(self.weights()).filter(|parameter| parameter.tensor.requires_grad()).collect()
+    }
+
+    /// All weights of the model itself, under their Hugging Face names.
+    pub(super) fn weights(&self) -> Vec<Parameter> {
+        let mut weights = vec![("model.embed_tokens.weight".to_string(), &self.embedding)];
+        for block in &self.blocks {
+            for norm in block.norms() {
+                weights.push((format!("{}.weight", norm.name), &norm.weight));
+            }
+        }
+        for linear in self.linears() {
+            weights.push((format!("{}.weight", linear.name), &linear.weight));
+            weights.extend(linear.bias.iter().map(|bias| (format!("{}.bias", linear.name), bias)));
+        }
+        weights.push((format!("{}.weight", self.norm.name), &self.norm.weight));
+        weights.extend(self.head.iter().map(|head| ("lm_head.weight".to_string(), head)));
+        weights.into_iter().map(|(name, tensor)| Parameter { name, tensor: tensor.shallow_clone() }).collect()
+    }
+
+    pub(super) fn linears(&self) -> impl Iterator<Item = &Linear> {
+        self.blocks.iter().flat_map(Block::linears)
+    }
+
+    pub(super) fn linears_mut(&mut self) -> impl Iterator<Item = &mut Linear> {
+        self.blocks.iter_mut().flat_map(Block::linears_mut)
+    }
+
+    /// The matrix `[vocabulary, hidden]` that hidden states meet.
+    fn head_weight(&self) -> &Tensor {
+        self.head.as_ref().unwrap_or(&self.embedding)
+    }
+
+    /// Un-scaled embeddings as they enter block 0, in the compute dtype.
+    fn enter(&self, embeddings: &Tensor) -> Result<Tensor> {
+        let x = embeddings.f_to_kind(self.kind)?;
+        if !self.config.scales_embeddings {
+            return Ok(x);
+        }
+        // The reference rounds the factor itself to the compute dtype: 45.25 for 2048 in bf16.
+        let factor = Tensor::from((self.config.hidden as f64).sqrt()).f_to_kind(self.kind)?.f_to_device(x.device())?;
+        Ok(x.f_mul(&factor)?)
+    }
+
+    fn run(&self, input: &Input, mut cache: Option<&mut KvCache>) -> Result<Hidden> {
+        let layout = input.layout();
+        let read = cache.as_ref().map_or(vec![0; layout.rows().len()], |cache| cache.lengths().to_vec());
+        let (positions, lengths) = positions(layout, &read);
+        let device = self.device();
+        let rotation = self.rope.rotation(&positions, &lengths, self.kind, device)?;
+        let plan = match &cache {
+            Some(cache) => Plan::cached(layout, cache, self.config.sliding_window, device)?,
+            None => Plan::new(layout, self.config.sliding_window, device)?,
+        };
+        let mode = LinearMode { adapter: input.pass().adapter, dropout: input.pass().dropout };
+        let mut x = self.enter(input.embeddings())?;
+        let mut tapped: Vec<Option<Tensor>> = input.pass().taps.iter().map(|_| None).collect();
+        for (index, block) in self.blocks.iter().enumerate() {
+            for addition in input.additions().iter().filter(|addition| addition.block == index) {
+                x = x.f_index_add(0, &addition.tokens, &addition.values.f_to_kind(self.kind)?)?;
+            }
+            let cache = cache.as_deref_mut().map(|cache| (cache, index));
+            x = block.forward(&x, &rotation, &plan, cache, mode).context(|| format!("running block {index}"))?;
+            for (tap, slot) in input.pass().taps.iter().zip(&mut tapped) {
+                if *tap == index {
+                    *slot = Some(x.shallow_clone());
+                }
+            }
+        }
+        if let Some(cache) = cache {
+            cache.advance(&layout.rows().iter().map(|row| row.tokens().len()).collect::<Vec<_>>());
+        }
+        let tapped = tapped.into_iter().collect::<Option<Vec<_>>>();
+        let tapped = tapped.ok_or_else(|| {
+            Error::mismatch(
+                "tapped blocks",
+                format!("each < {}", self.blocks.len()),
+                format!("{:?}", input.pass().taps),
+            )
+        })?;
+        Ok(Hidden { last: self.norm.forward(&x)?, tapped })
+    }
+
+    pub(super) fn new_cache(&self, rows: usize, capacity: usize) -> Result<KvCache> {
+        KvCache::new(&self.config, rows, capacity, self.kind, self.device())
+    }
+
+    /// Final hidden states of new tokens, whose keys and values are added to the cache. Not for gradients.
+    pub(super) fn hidden_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Hidden> {
+        let _guard = tch::no_grad_guard();
+        self.run(input, Some(cache))
+    }
+}
+
+/// For each token its position, and the length of the text that it is part of, where row r already has `read[r]` tokens.
+fn positions(layout: &Layout, read: &[usize]) -> (Vec<i64>, Vec<usize>) {
+    let mut positions = layout.positions();
+    let mut lengths = Vec::with_capacity(positions.len());
+    for (row, read) in layout.rows().iter().zip(read) {
+        for token in row.tokens() {
+            positions[token] += *read as i64;
+            lengths.push(row.path_len() + read);
+        }
+    }
+    (positions, lengths)
+}
+
+impl CausalLm for Decoder {
+    fn layers(&self) -> usize {
+        self.blocks.len()
+    }
+
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn embedding(&self) -> &Tensor {
+        &self.embedding
+    }
+
+    fn hidden(&self, input: &Input) -> Result<Hidden> {
+        self.run(input, None)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(hidden.f_linear(self.head_weight(), None::<&Tensor>)?)
+    }
+
+    fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        let head = self.head_weight();
+        if is_recorded(head)? {
+            return head::log_probs_through_head(self, hidden, ids);
+        }
+        head::log_probs_of_linear(head, hidden, ids, self.master_kind())
+    }
+
+    fn generate(
+        &self,
+        prompts: &Batch,
+        perturbation: Option<&Perturbation>,
+        settings: &Generation,
+    ) -> Result<Vec<Vec<i64>>> {
+        generate::with_cache(self, prompts, perturbation, settings)
+    }
+
+    fn frozen(&self, dropout: bool) -> Result<Option<Box<dyn CausalLm + '_>>> {
+        let _guard = tch::no_grad_guard();
+        Ok(Some(Box::new(Self {
+            config: self.config.clone(),
+            source_config: Value::Null,
+            embedding: self.embedding.f_detach()?,
+            blocks: self.blocks.iter().map(|block| block.frozen(!dropout)).collect::<Result<_>>()?,
+            norm: self.norm.frozen()?,
+            head: self.head.as_ref().map(Tensor::f_detach).transpose()?,
+            lora: None,
+            rope: self.rope.clone(),
+            kind: self.kind,
+        })))
+    }
+}

@@ -1,0 +1,83 @@
+//! Writing a model as a Hugging Face folder that transformers 4.x and 5.x read alike.
+
+use std::path::Path;
+
+use serde_json::{Map, Value, json};
+use tch::Kind;
+
+use super::{
+    causal_lm::CausalLm,
+    config::Family,
+    decoder::Decoder,
+    weights::{Shard, write_shards},
+};
+use crate::{Error, Result, files};
+
+impl Decoder {
+    /// Writes config.json and the weights, the adapter merged in, in the compute dtype. The tokenizer's files are the
+    /// caller's to add.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        let _guard = tch::no_grad_guard();
+        let folder = folder.as_ref();
+        let mut tensors = Vec::new();
+        for parameter in self.weights() {
+            let merged = (self.linears())
+                .find(|linear| linear.lora.is_some() && parameter.name == format!("{}.weight", linear.name))
+                .map(|linear| linear.merged())
+                .transpose()?;
+            tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
+        }
+        write_shards(folder, tensors, Shard::default())?;
+        let path = folder.join("config.json");
+        let json =
+            serde_json::to_vec_pretty(&self.export_config()).map_err(|error| Error::file(&path, error.to_string()))?;
+        files::write(&path, &json)
+    }
+
+    fn export_config(&self) -> Value {
+        let mut map = self.source_config.as_object().cloned().unwrap_or_default();
+        let dtype = match self.kind() {
+            Kind::BFloat16 => "bfloat16",
+            Kind::Half => "float16",
+            Kind::Double => "float64",
+            _ => "float32",
+        };
+        map.insert("dtype".into(), json!(dtype));
+        map.insert("torch_dtype".into(), json!(dtype));
+        if self.config.family == Family::Gemma {
+            // transformers 5.x obeys hidden_act, where published folders say "gelu" and mean its tanh form.
+            map.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
+            map.insert("hidden_activation".into(), json!("gelu_pytorch_tanh"));
+        }
+        if let Some(Value::Object(rope)) = map.get("rope_parameters").cloned() {
+            add_old_rope(&mut map, rope, self.config.family);
+        }
+        Value::Object(map)
+    }
+}
+
+/// Says the rotary settings of the 5.x dialect in the 4.x dialect too.
+fn add_old_rope(map: &mut Map<String, Value>, mut rope: Map<String, Value>, family: Family) {
+    for key in ["rope_theta", "partial_rotary_factor"] {
+        if let Some(value) = rope.remove(key) {
+            map.entry(key).or_insert(value);
+        }
+    }
+    let kind = rope.get("rope_type").or(rope.get("type")).and_then(Value::as_str).unwrap_or("default").to_string();
+    if kind == "default" {
+        map.insert("rope_scaling".into(), Value::Null);
+        return;
+    }
+    if let Some(original) = rope.get("original_max_position_embeddings") {
+        map.entry("original_max_position_embeddings").or_insert(original.clone());
+    }
+    if family == Family::Phi3 {
+        // transformers 4.x wants exactly these three for Phi-3.
+        rope.retain(|key, _| key == "short_factor" || key == "long_factor");
+        rope.insert("type".into(), json!("longrope"));
+    }
+    map.insert("rope_scaling".into(), Value::Object(rope));
+}

@@ -1,0 +1,328 @@
+//! Reading `config.json` as Hugging Face transformers 4.x and 5.x write it.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value};
+
+use super::config::{Activation, DecoderConfig, Family, NormKind, Projection, RopeConfig, RopeScaling};
+use crate::{Error, ErrorKind, Result};
+
+const SUPPORTED: &str = "gemma, phi3, mistral, llama and qwen2 are";
+
+impl DecoderConfig {
+    /// Reads `config.json` of a model folder, in either dialect.
+    ///
+    /// # Errors
+    /// If the file is missing or not JSON, a needed key is missing or of the wrong type, or a key asks for something that
+    /// is not implemented: the message names the key and its value.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join("config.json");
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
+        let json = serde_json::from_str(&text).map_err(|error| Error::file(&path, format!("not JSON: {error}")))?;
+        Self::from_json(&json, path)
+    }
+
+    /// Reads the value of a `config.json`; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`DecoderConfig::read`].
+    pub fn from_json(json: &Value, path: impl Into<PathBuf>) -> Result<Self> {
+        let path = path.into();
+        let Some(map) = json.as_object() else {
+            return Err(Error::file(path, "expected a JSON object"));
+        };
+        let config = ConfigFile { path, map, prefix: "" };
+        let parsed = config.decoder()?;
+        config.check(&parsed)?;
+        Ok(parsed)
+    }
+}
+
+/// A JSON object with the path it came from. `null` counts as absent, as in transformers.
+struct ConfigFile<'a> {
+    path: PathBuf,
+    map: &'a Map<String, Value>,
+    prefix: &'static str,
+}
+
+impl ConfigFile<'_> {
+    fn decoder(&self) -> Result<DecoderConfig> {
+        let family = self.family()?;
+        self.refuse_unsupported()?;
+        let hidden = self.count("hidden_size")?;
+        let heads = self.count("num_attention_heads")?;
+        let head_dim = match (self.count_or_none("head_dim")?, family) {
+            (Some(head_dim), _) => head_dim,
+            (None, Family::Gemma) => 256,
+            (None, _) => hidden / heads,
+        };
+        let bias = self.flag_or("attention_bias", false)?;
+        let fused = if family == Family::Phi3 { Projection::Fused } else { Projection::Split };
+        let gemma = family == Family::Gemma;
+        Ok(DecoderConfig {
+            family,
+            vocabulary: self.count("vocab_size")?,
+            hidden,
+            intermediate: self.count("intermediate_size")?,
+            layers: self.count("num_hidden_layers")?,
+            heads,
+            kv_heads: self.count_or_none("num_key_value_heads")?.unwrap_or(heads),
+            head_dim,
+            norm: if gemma { NormKind::UnitOffset } else { NormKind::Plain },
+            norm_epsilon: self.number_or("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })?,
+            activation: self.activation(family)?,
+            scales_embeddings: gemma,
+            qkv: fused,
+            gate_up: fused,
+            qkv_bias: bias || family == Family::Qwen2,
+            output_bias: bias && family != Family::Qwen2,
+            mlp_bias: family == Family::Llama && self.flag_or("mlp_bias", false)?,
+            rope: self.rope(head_dim)?,
+            sliding_window: self.sliding_window(family)?,
+            tied_head: self.flag_or("tie_word_embeddings", gemma)?,
+            max_positions: self.count_or_none("max_position_embeddings")?.unwrap_or(2048),
+        })
+    }
+
+    fn family(&self) -> Result<Family> {
+        let Some(model_type) = self.get("model_type").and_then(Value::as_str) else {
+            return Err(self.wrong("model_type", "the name of a family", self.get("model_type")));
+        };
+        match model_type {
+            "gemma" => Ok(Family::Gemma),
+            "phi3" => Ok(Family::Phi3),
+            "mistral" => Ok(Family::Mistral),
+            "llama" => Ok(Family::Llama),
+            "qwen2" => Ok(Family::Qwen2),
+            _ => Err(self.unsupported("model_type", SUPPORTED)),
+        }
+    }
+
+    fn refuse_unsupported(&self) -> Result<()> {
+        if self.get("quantization_config").is_some() {
+            return Err(self.unsupported("quantization_config", "weights in float32, bfloat16 and float16 are"));
+        }
+        for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
+            if self.number_or(key, 0.0)? != 0.0 {
+                return Err(self.unsupported(key, "0.0 is"));
+            }
+        }
+        if self.get("pretraining_tp").is_some_and(|value| value != 1) {
+            return Err(self.unsupported("pretraining_tp", "1 is"));
+        }
+        Ok(())
+    }
+
+    fn activation(&self, family: Family) -> Result<Activation> {
+        if family == Family::Gemma {
+            // Published Gemma folders say "gelu" and were trained with the tanh form; transformers 4.x overrides it too.
+            for key in ["hidden_activation", "hidden_act"] {
+                match self.get(key).and_then(Value::as_str) {
+                    None | Some("gelu" | "gelu_pytorch_tanh") => {}
+                    Some(_) => return Err(self.unsupported(key, "gelu_pytorch_tanh is, for Gemma")),
+                }
+            }
+            return Ok(Activation::GeluTanh);
+        }
+        match self.get("hidden_act").map_or(Some("silu"), Value::as_str) {
+            Some("silu" | "swish") => Ok(Activation::Silu),
+            Some("gelu_pytorch_tanh") => Ok(Activation::GeluTanh),
+            Some("gelu") => Ok(Activation::Gelu),
+            _ => Err(self.unsupported("hidden_act", "silu, gelu and gelu_pytorch_tanh are")),
+        }
+    }
+
+    fn sliding_window(&self, family: Family) -> Result<Option<usize>> {
+        match family {
+            Family::Mistral | Family::Phi3 => self.count_or_none("sliding_window"),
+            Family::Qwen2 if self.flag_or("use_sliding_window", false)? => {
+                Err(self.unsupported("use_sliding_window", "false is, for Qwen2"))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// 4.x: `rope_theta` at the top and an object `rope_scaling`; 5.x: all in one object `rope_parameters`.
+    fn rope(&self, head_dim: usize) -> Result<RopeConfig> {
+        let empty = Map::new();
+        let inner = |key: &'static str| match self.get(key) {
+            Some(Value::Object(map)) => Ok(Some(map)),
+            None => Ok(None),
+            Some(_) => Err(self.wrong(key, "an object or null", self.get(key))),
+        };
+        let (map, prefix) = match (inner("rope_parameters")?, inner("rope_scaling")?) {
+            (Some(map), _) => (map, "rope_parameters."),
+            (None, Some(map)) => (map, "rope_scaling."),
+            (None, None) => (&empty, ""),
+        };
+        let scaling = ConfigFile { path: self.path.clone(), map, prefix };
+        let either = |key: &str, default: f64| match scaling.number_or_none(key)? {
+            Some(value) => Ok(value),
+            None => self.number_or(key, default),
+        };
+        let rotary_dim = (head_dim as f64 * either("partial_rotary_factor", 1.0)?) as usize;
+        Ok(RopeConfig { theta: either("rope_theta", 10_000.0)?, rotary_dim, scaling: self.scaling(&scaling)? })
+    }
+
+    fn scaling(&self, inner: &ConfigFile) -> Result<RopeScaling> {
+        let key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
+        match inner.get(key).map_or(Some("default"), Value::as_str) {
+            Some("default") => Ok(RopeScaling::None),
+            Some("linear") => Ok(RopeScaling::Linear { factor: inner.number("factor")? }),
+            Some("llama3") => Ok(RopeScaling::Llama3 {
+                factor: inner.number("factor")?,
+                low: inner.number("low_freq_factor")?,
+                high: inner.number("high_freq_factor")?,
+                original: inner.number("original_max_position_embeddings")?,
+            }),
+            Some("longrope" | "su") => self.long_rope(inner),
+            _ => Err(inner.unsupported(key, "default, linear, llama3 and longrope (su) are")),
+        }
+    }
+
+    fn long_rope(&self, inner: &ConfigFile) -> Result<RopeScaling> {
+        const ORIGINAL: &str = "original_max_position_embeddings";
+        let longest = self.count("max_position_embeddings")?;
+        let original = match (inner.count_or_none(ORIGINAL)?, self.count_or_none(ORIGINAL)?) {
+            (Some(original), _) | (None, Some(original)) => original,
+            (None, None) => longest,
+        };
+        let factor =
+            if original < longest { longest as f64 / original as f64 } else { inner.number_or("factor", 1.0)? };
+        let by_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+        Ok(RopeScaling::Long {
+            short: inner.numbers("short_factor")?,
+            long: inner.numbers("long_factor")?,
+            original,
+            attention_factor: inner.number_or("attention_factor", by_factor)?,
+        })
+    }
+
+    fn check(&self, config: &DecoderConfig) -> Result<()> {
+        if !config.heads.is_multiple_of(config.kv_heads) {
+            let expected = format!("a divisor of num_attention_heads = {}", config.heads);
+            return Err(self.wrong("num_key_value_heads", &expected, self.get("num_key_value_heads")));
+        }
+        let rotary = config.rope.rotary_dim;
+        if rotary == 0 || !rotary.is_multiple_of(2) || rotary > config.head_dim {
+            let message = format!(
+                "partial_rotary_factor: rotates {rotary} of {} numbers of a head; must be even",
+                config.head_dim
+            );
+            return Err(Error::file(&self.path, message));
+        }
+        if let RopeScaling::Long { short, long, .. } = &config.rope.scaling {
+            for (key, factors) in [("short_factor", short), ("long_factor", long)] {
+                if factors.len() != rotary / 2 {
+                    let message = format!("{key}: expected {} numbers, found {}", rotary / 2, factors.len());
+                    return Err(Error::file(&self.path, message));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn get(&self, key: &str) -> Option<&Value> {
+        self.map.get(key).filter(|value| !value.is_null())
+    }
+
+    fn count(&self, key: &str) -> Result<usize> {
+        self.count_or_none(key)?.ok_or_else(|| self.wrong(key, "a whole number above 0", None))
+    }
+
+    fn count_or_none(&self, key: &str) -> Result<Option<usize>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match value.as_u64() {
+            Some(count) if count > 0 => Ok(Some(count as usize)),
+            _ => Err(self.wrong(key, "a whole number above 0", Some(value))),
+        }
+    }
+
+    fn number(&self, key: &str) -> Result<f64> {
+        self.number_or_none(key)?.ok_or_else(|| self.wrong(key, "a number", None))
+    }
+
+    fn number_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.number_or_none(key)?.unwrap_or(default))
+    }
+
+    fn number_or_none(&self, key: &str) -> Result<Option<f64>> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number", Some(value)))
+    }
+
+    fn numbers(&self, key: &str) -> Result<Vec<f64>> {
+        let list = self.get(key).and_then(Value::as_array);
+        let numbers = list.map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
+        match (list, numbers) {
+            (Some(list), Some(numbers)) if list.len() == numbers.len() => Ok(numbers),
+            _ => Err(self.wrong(key, "a list of numbers", self.get(key))),
+        }
+    }
+
+    fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
+        let Some(value) = self.get(key) else { return Ok(default) };
+        value.as_bool().ok_or_else(|| self.wrong(key, "true or false", Some(value)))
+    }
+
+    fn wrong(&self, key: &str, expected: &str, found: Option<&Value>) -> Error {
+        let found = found.map_or("nothing".to_string(), Value::to_string);
+        Error::file(&self.path, format!("{}{key}: expected {expected}, found {found}", self.prefix))
+    }
+
+    fn unsupported(&self, key: &str, supported: &str) -> Error {
+        ErrorKind::Unsupported {
+            path: self.path.clone(),
+            key: format!("{}{key}", self.prefix),
+            value: self.get(key).map_or("null".to_string(), Value::to_string),
+            supported: supported.to_string(),
+        }
+        .into()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tiny() -> Value {
+        json!({
+            "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
+            "num_hidden_layers": 2, "num_attention_heads": 4
+        })
+    }
+
+    fn with(key: &str, value: Value) -> Result<DecoderConfig> {
+        let mut json = tiny();
+        json[key] = value;
+        DecoderConfig::from_json(&json, "config.json")
+    }
+
+    #[test]
+    fn what_is_not_supported_is_named() {
+        for (key, value, in_message) in [
+            ("model_type", json!("gpt2"), "model_type = \"gpt2\" is not supported"),
+            ("quantization_config", json!({"load_in_4bit": true}), "quantization_config"),
+            ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "rope_scaling.type = \"dynamic\""),
+            ("rope_parameters", json!({"rope_type": "yarn"}), "rope_parameters.rope_type = \"yarn\""),
+            ("hidden_act", json!("relu"), "hidden_act = \"relu\""),
+            ("attention_dropout", json!(0.1), "attention_dropout = 0.1"),
+            ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor"),
+            ("hidden_size", json!("32"), "hidden_size: expected a whole number above 0, found \"32\""),
+            ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor: expected a number, found nothing"),
+        ] {
+            let error = with(key, value).unwrap_err().to_string();
+            assert!(error.contains(in_message), "{error}");
+            assert!(error.starts_with("config.json: "), "{error}");
+        }
+    }
+
+    #[test]
+    fn null_counts_as_absent() {
+        let config = with("rope_scaling", Value::Null).unwrap();
+        assert_eq!(config.rope.scaling, RopeScaling::None);
+        assert_eq!(with("head_dim", Value::Null).unwrap().head_dim, 8);
+    }
+}

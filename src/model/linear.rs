@@ -1,0 +1,99 @@
+//! A linear layer, with or without a low-rank adapter.
+
+use tch::{Kind, Tensor};
+
+use super::{causal_lm::Adapter, weights::WeightSource};
+use crate::Result;
+
+/// y = x Wᵀ + b, plus scale * drop(x) Aᵀ Bᵀ where there is an adapter (LoRA, Hu et al. 2021).
+#[derive(Debug)]
+pub(super) struct Linear {
+    /// The module's Hugging Face name, "model.layers.0.self_attn.q_proj" say.
+    pub(super) name: String,
+    /// `[out, in]` in the compute dtype.
+    pub(super) weight: Tensor,
+    /// `[out]`.
+    pub(super) bias: Option<Tensor>,
+    pub(super) lora: Option<Lora>,
+}
+
+/// The factors of a low-rank adapter, in the master dtype.
+#[derive(Debug)]
+pub(super) struct Lora {
+    /// `[rank, in]`.
+    pub(super) a: Tensor,
+    /// `[out, rank]`.
+    pub(super) b: Tensor,
+    pub(super) scale: f64,
+    pub(super) dropout: f64,
+}
+
+/// How the layers of a pass behave.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LinearMode {
+    pub(super) adapter: Adapter,
+    pub(super) dropout: bool,
+}
+
+impl Linear {
+    pub(super) fn load(source: &mut dyn WeightSource, name: String, size: [usize; 2], bias: bool) -> Result<Self> {
+        let [inputs, outputs] = size.map(|len| len as i64);
+        let weight = source.get(&format!("{name}.weight"), &[outputs, inputs])?;
+        let bias = if bias { Some(source.get(&format!("{name}.bias"), &[outputs])?) } else { None };
+        Ok(Self { name, weight, bias, lora: None })
+    }
+
+    pub(super) fn inputs(&self) -> i64 {
+        self.weight.size()[1]
+    }
+
+    pub(super) fn outputs(&self) -> i64 {
+        self.weight.size()[0]
+    }
+
+    /// `[…, in]` to `[…, out]`.
+    pub(super) fn forward(&self, x: &Tensor, mode: LinearMode) -> Result<Tensor> {
+        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        match &self.lora {
+            Some(lora) if mode.adapter == Adapter::On => Ok(y.f_add(&lora.forward(x, mode.dropout)?)?),
+            _ => Ok(y),
+        }
+    }
+
+    /// The weight with the adapter in it, a new tensor outside any graph; computed in the master dtype and rounded once.
+    pub(super) fn merged(&self) -> Result<Tensor> {
+        let weight = self.weight.f_detach()?;
+        match &self.lora {
+            Some(lora) => {
+                let product = lora.b.f_detach()?.f_matmul(&lora.a.f_detach()?)?.f_mul_scalar(lora.scale)?;
+                Ok(weight.f_to_kind(product.kind())?.f_add(&product)?.f_to_kind(weight.kind())?)
+            }
+            None => Ok(weight),
+        }
+    }
+
+    /// The same layer out of reach of gradients: adapter merged, or kept beside the weight.
+    pub(super) fn frozen(&self, merge: bool) -> Result<Self> {
+        let lora = match &self.lora {
+            Some(lora) if !merge => Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }),
+            _ => None,
+        };
+        let weight = if merge { self.merged()? } else { self.weight.f_detach()? };
+        let bias = self.bias.as_ref().map(Tensor::f_detach).transpose()?;
+        Ok(Self { name: self.name.clone(), weight, bias, lora })
+    }
+}
+
+impl Lora {
+    fn forward(&self, x: &Tensor, dropout: bool) -> Result<Tensor> {
+        let kind: Kind = x.kind();
+        let a = self.a.f_to_kind(kind)?;
+        let b = self.b.f_to_kind(kind)?;
+        let low = if dropout && self.dropout > 0.0 {
+            x.f_dropout(self.dropout, true)?.f_matmul(&a.f_tr()?)?
+        } else {
+            x.f_matmul(&a.f_tr()?)?
+        };
+        Ok(low.f_matmul(&b.f_tr()?)?.f_mul_scalar(self.scale)?)
+    }
+}

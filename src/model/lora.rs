@@ -1,0 +1,261 @@
+//! LoRA adapters: their settings, their creation, and PEFT's folder format.
+
+use std::path::Path;
+
+use rand::distr::{Distribution, Uniform};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use tch::Tensor;
+
+use super::{
+    causal_lm::CausalLm,
+    decoder::Decoder,
+    linear::{Linear, Lora},
+    weights::{FolderWeights, WeightSource, generator, write_tensors},
+};
+use crate::{Error, ErrorKind, Result, files};
+
+const CONFIG: &str = "adapter_config.json";
+const WEIGHTS: &str = "adapter_model.safetensors";
+
+/// Settings of a low-rank adapter (Hu et al. 2021). The defaults are the paper's.
+///
+/// | Name | Default | Purpose | Range |
+/// |---|---|---|---|
+/// | `rank` | 64 | inner width of the factors | at least 1 |
+/// | `alpha` | 16 | the product is scaled by alpha / rank | above 0 |
+/// | `dropout` | 0.1 | on the adapter's input, while training | 0 to below 1 |
+/// | `target_modules` | every linear layer but the head | last parts of module names | names that the model has |
+/// | `rank_stabilised` | false | scale by alpha / sqrt(rank) instead | |
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LoraConfig {
+    /// Inner width of the factors.
+    pub rank: usize,
+    /// The product of the factors is scaled by alpha / rank.
+    pub alpha: f64,
+    /// Dropout on the adapter's input while training.
+    pub dropout: f64,
+    /// Last parts of the names of the modules that get a pair of factors ("q_proj"); empty: every linear layer but the
+    /// head.
+    pub target_modules: Vec<String>,
+    /// Scale by alpha / sqrt(rank) instead (PEFT's `use_rslora`).
+    pub rank_stabilised: bool,
+}
+
+impl Default for LoraConfig {
+    fn default() -> Self {
+        Self { rank: 64, alpha: 16.0, dropout: 0.1, target_modules: Vec::new(), rank_stabilised: false }
+    }
+}
+
+impl LoraConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first field out of range, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        if self.rank == 0 {
+            return Err(Error::setting("lora.rank", self.rank, "at least 1"));
+        }
+        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
+            return Err(Error::setting("lora.alpha", self.alpha, "above 0"));
+        }
+        if !(0.0..1.0).contains(&self.dropout) {
+            return Err(Error::setting("lora.dropout", self.dropout, "at least 0 and below 1"));
+        }
+        Ok(())
+    }
+
+    fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rank_stabilised { rank.sqrt() } else { rank }
+    }
+
+    fn targets(&self, module: &str) -> bool {
+        let last = module.rsplit('.').next().unwrap_or(module);
+        self.target_modules.is_empty() || self.target_modules.iter().any(|target| target == last)
+    }
+}
+
+impl Decoder {
+    /// Puts a fresh adapter on the model, which then is what training changes: A uniform in ±1/sqrt(in), drawn from the
+    /// seed and the module's name, B zero, so that the model's outputs stay what they were. Freezes the model's weights.
+    ///
+    /// # Errors
+    /// If a setting is out of range, or a target module is none of the model's.
+    pub fn add_lora(&mut self, config: &LoraConfig, seed: u64) -> Result<()> {
+        config.validate()?;
+        self.check_targets(config)?;
+        let (kind, device) = (self.master_kind(), self.device());
+        self.attach(config, |linear| {
+            let bound = 1.0 / (linear.inputs() as f64).sqrt();
+            let uniform = Uniform::new_inclusive(-bound, bound)
+                .map_err(|error| Error::mismatch("bound of an adapter's draws", "a finite number", error))?;
+            let count = config.rank * linear.inputs() as usize;
+            let values: Vec<f64> = uniform.sample_iter(generator(seed, &linear.name)).take(count).collect();
+            let a = Tensor::from_slice(&values).f_view([config.rank as i64, linear.inputs()])?;
+            let b = Tensor::f_zeros([linear.outputs(), config.rank as i64], (kind, device))?;
+            Ok((a.f_to_kind(kind)?.f_to_device(device)?, b))
+        })
+    }
+
+    /// Puts the adapter of a PEFT folder on the model.
+    ///
+    /// # Errors
+    /// If a file is missing or asks for something other than plain LoRA on linear layers, or a factor is missing, too many
+    /// or of the wrong shape.
+    pub fn load_lora(&mut self, folder: impl AsRef<Path>) -> Result<()> {
+        let folder = folder.as_ref();
+        let config = read_config(&folder.join(CONFIG))?;
+        config.validate()?;
+        self.check_targets(&config)?;
+        let mut weights = FolderWeights::of_files(folder, vec![folder.join(WEIGHTS)])?;
+        let (kind, device) = (self.master_kind(), self.device());
+        let rank = config.rank as i64;
+        self.attach(&config, |linear| {
+            let mut factor = |name: &str, shape: [i64; 2]| -> Result<Tensor> {
+                let tensor = weights.get(&format!("base_model.model.{}.{name}.weight", linear.name), &shape)?;
+                Ok(tensor.f_to_device(device)?.f_to_kind(kind)?)
+            };
+            Ok((factor("lora_A", [rank, linear.inputs()])?, factor("lora_B", [linear.outputs(), rank])?))
+        })?;
+        weights.finish(|_| false)
+    }
+
+    /// Writes the adapter as PEFT does: adapter_config.json and adapter_model.safetensors. `base_model` is what the
+    /// config names as the model that the adapter is for.
+    ///
+    /// # Errors
+    /// If there is no adapter, or a file cannot be written.
+    pub fn save_lora(&self, folder: impl AsRef<Path>, base_model: &str) -> Result<()> {
+        let folder = folder.as_ref();
+        let Some(config) = &self.lora else {
+            return Err(Error::mismatch("model to save the adapter of", "one with an adapter", "one without"));
+        };
+        let factors: Vec<(String, Tensor)> = (self.parameters().into_iter())
+            .filter(|parameter| parameter.name.starts_with("base_model."))
+            .map(|parameter| (parameter.name, parameter.tensor))
+            .collect();
+        write_tensors(&folder.join(WEIGHTS), &factors)?;
+        let path = folder.join(CONFIG);
+        let json = serde_json::to_vec_pretty(&self.peft_config(config, base_model))
+            .map_err(|error| Error::file(&path, error.to_string()))?;
+        files::write(&path, &json)
+    }
+
+    fn peft_config(&self, config: &LoraConfig, base_model: &str) -> Value {
+        let mut targets: Vec<&str> = (self.linears())
+            .filter(|linear| linear.lora.is_some())
+            .filter_map(|linear| linear.name.rsplit('.').next())
+            .collect();
+        targets.sort_unstable();
+        targets.dedup();
+        json!({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model,
+            "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
+            "target_modules": targets, "use_rslora": config.rank_stabilised, "use_dora": false,
+            "fan_in_fan_out": false, "inference_mode": true, "init_lora_weights": true,
+            "modules_to_save": null, "layers_to_transform": null, "layers_pattern": null,
+            "rank_pattern": {}, "alpha_pattern": {}, "revision": null
+        })
+    }
+
+    fn check_targets(&self, config: &LoraConfig) -> Result<()> {
+        for target in &config.target_modules {
+            if !self.linears().any(|linear| linear.name.rsplit('.').next() == Some(target)) {
+                let mut known: Vec<_> = self.linears().filter_map(|linear| linear.name.rsplit('.').next()).collect();
+                known.sort_unstable();
+                known.dedup();
+                return Err(Error::setting("lora.target_modules", format!("{target:?}"), format!("one of {known:?}")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a pair of factors (A `[rank, in]`, B `[out, rank]`) for every targeted layer; nothing changes if one fails.
+    fn attach(
+        &mut self,
+        config: &LoraConfig,
+        mut factors: impl FnMut(&Linear) -> Result<(Tensor, Tensor)>,
+    ) -> Result<()> {
+        let mut pairs = Vec::new();
+        for linear in self.linears() {
+            pairs.push(if config.targets(&linear.name) { Some(factors(linear)?) } else { None });
+        }
+        self.freeze_all_weights()?;
+        for (linear, pair) in self.linears_mut().zip(pairs) {
+            linear.lora = match pair {
+                Some((a, b)) => Some(Lora {
+                    a: a.f_set_requires_grad(true)?,
+                    b: b.f_set_requires_grad(true)?,
+                    scale: config.scale(),
+                    dropout: config.dropout,
+                }),
+                None => None,
+            };
+        }
+        self.lora = Some(config.clone());
+        Ok(())
+    }
+}
+
+/// Keys of adapter_config.json that change what an adapter does, and the values that mean plain LoRA.
+fn is_plain(key: &str, value: &Value) -> bool {
+    let nothing =
+        value.is_null() || value.as_bool() == Some(false) || value.as_object().is_some_and(|map| map.is_empty());
+    match key {
+        "peft_type" => value == "LORA",
+        "bias" => nothing || value == "none",
+        "use_dora"
+        | "fan_in_fan_out"
+        | "modules_to_save"
+        | "layers_to_transform"
+        | "rank_pattern"
+        | "alpha_pattern"
+        | "trainable_token_indices"
+        | "target_parameters"
+        | "exclude_modules"
+        | "layer_replication"
+        | "lora_bias"
+        | "use_qalora"
+        | "alora_invocation_tokens" => nothing || value.as_array().is_some_and(|list| list.is_empty()),
+        _ => true,
+    }
+}
+
+fn read_config(path: &Path) -> Result<LoraConfig> {
+    let json: Value = serde_json::from_str(&files::read_text(path)?)
+        .map_err(|error| Error::file(path, format!("not JSON: {error}")))?;
+    let map = json.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
+    if let Some((key, value)) = map.iter().find(|(key, value)| !is_plain(key, value)) {
+        let supported = "plain LoRA on linear layers is".to_string();
+        let (key, value) = (key.clone(), value.to_string());
+        return Err(ErrorKind::Unsupported { path: path.to_path_buf(), key, value, supported }.into());
+    }
+    let wrong = |key: &str, expected: &str| {
+        let found = json.get(key).map_or("nothing".to_string(), Value::to_string);
+        Error::file(path, format!("{key}: expected {expected}, found {found}"))
+    };
+    let rank = json["r"].as_u64().ok_or_else(|| wrong("r", "a whole number"))? as usize;
+    let alpha = json["lora_alpha"].as_f64().ok_or_else(|| wrong("lora_alpha", "a number"))?;
+    let dropout = json.get("lora_dropout").map_or(Some(0.0), Value::as_f64);
+    let targets = match &json["target_modules"] {
+        Value::String(all) if all == "all-linear" => Some(Vec::new()),
+        Value::Array(list) => {
+            list.iter().map(|name| name.as_str().map(|name| last_part(name).to_string())).collect::<Option<_>>()
+        }
+        _ => None,
+    };
+    Ok(LoraConfig {
+        rank,
+        alpha,
+        dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number"))?,
+        target_modules: targets.ok_or_else(|| wrong("target_modules", "a list of names or \"all-linear\""))?,
+        rank_stabilised: json["use_rslora"].as_bool().unwrap_or(false),
+    })
+}
+
+fn last_part(name: &str) -> &str {
+    name.rsplit('.').next().unwrap_or(name)
+}

@@ -1,0 +1,31 @@
+//! One decoder, its adapters, and what attacks and losses see of it.
+
+mod array;
+mod attention;
+mod block;
+mod cache;
+mod causal_lm;
+mod config;
+mod decoder;
+mod device;
+mod export;
+mod generate;
+mod head;
+mod hf_config;
+mod linear;
+mod lora;
+mod mlp;
+mod norm;
+mod perturbation;
+mod rope;
+mod weights;
+
+pub use array::{to_array, to_tensor};
+pub use causal_lm::{Adapter, Addition, CausalLm, Hidden, Input, Pass};
+pub use config::{Activation, DecoderConfig, Family, NormKind, Projection, RopeConfig, RopeScaling};
+pub use decoder::{Decoder, Parameter};
+pub use device::{Dtype, device};
+pub use generate::{Generation, Sampling};
+pub use lora::LoraConfig;
+pub use perturbation::{Perturbation, Place, Site};
+pub(crate) use weights::{generator, read_tensors, write_tensors};

@@ -1,0 +1,113 @@
+//! Rotary position embedding (Su et al. 2021) and its stretched forms.
+
+use std::f64::consts::PI;
+
+use tch::{Device, Kind, Tensor};
+
+use super::config::{RopeConfig, RopeScaling};
+use crate::Result;
+
+/// The frequencies of a model.
+#[derive(Clone, Debug)]
+pub(super) struct Rope {
+    config: RopeConfig,
+    /// For texts of ordinary length.
+    frequencies: Vec<f64>,
+    /// For texts beyond the switch of [`RopeScaling::Long`].
+    long_frequencies: Option<Vec<f64>>,
+}
+
+/// Cosine and sine of the angle of every token, `[tokens, 1, rotary_dim]` each.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    cos: Tensor,
+    sin: Tensor,
+}
+
+impl Rope {
+    pub(super) fn new(config: &RopeConfig) -> Self {
+        let base: Vec<f64> =
+            (0..config.rotary_dim / 2).map(|i| config.theta.powf(-2.0 * i as f64 / config.rotary_dim as f64)).collect();
+        let scaled = |by: &[f64]| base.iter().zip(by).map(|(frequency, factor)| frequency / factor).collect();
+        let (frequencies, long_frequencies) = match &config.scaling {
+            RopeScaling::None => (base, None),
+            RopeScaling::Linear { factor } => (base.iter().map(|frequency| frequency / factor).collect(), None),
+            RopeScaling::Llama3 { factor, low, high, original } => {
+                (base.iter().map(|frequency| llama3(*frequency, *factor, *low, *high, *original)).collect(), None)
+            }
+            RopeScaling::Long { short, long, .. } => (scaled(short), Some(scaled(long))),
+        };
+        Self { config: config.clone(), frequencies, long_frequencies }
+    }
+
+    /// The rotation of tokens at these positions; `text_lengths` is, for each token, the length of the text that it is part
+    /// of, which decides between short and long factors.
+    pub(super) fn rotation(
+        &self,
+        positions: &[i64],
+        text_lengths: &[usize],
+        kind: Kind,
+        device: Device,
+    ) -> Result<Rotation> {
+        let mut cos = Vec::with_capacity(positions.len() * self.config.rotary_dim);
+        let mut sin = Vec::with_capacity(cos.capacity());
+        let factor = self.attention_factor();
+        // Angles in float64 whatever the model's dtype: bf16 cannot tell position 256 from 257.
+        for (position, length) in positions.iter().zip(text_lengths) {
+            let frequencies = self.frequencies_for(*length);
+            for frequency in frequencies.iter().chain(frequencies) {
+                let (s, c) = (*position as f64 * frequency).sin_cos();
+                cos.push(c * factor);
+                sin.push(s * factor);
+            }
+        }
+        let size = [positions.len() as i64, 1, self.config.rotary_dim as i64];
+        let tensor = |values: &[f64]| -> Result<Tensor> {
+            Ok(Tensor::from_slice(values).f_view(size)?.f_to_kind(kind)?.f_to_device(device)?)
+        };
+        Ok(Rotation { cos: tensor(&cos)?, sin: tensor(&sin)? })
+    }
+
+    fn frequencies_for(&self, text_length: usize) -> &[f64] {
+        match (&self.config.scaling, &self.long_frequencies) {
+            (RopeScaling::Long { original, .. }, Some(long)) if text_length > *original => long,
+            _ => &self.frequencies,
+        }
+    }
+
+    fn attention_factor(&self) -> f64 {
+        match self.config.scaling {
+            RopeScaling::Long { attention_factor, .. } => attention_factor,
+            _ => 1.0,
+        }
+    }
+}
+
+fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f64 {
+    let wavelength = 2.0 * PI / frequency;
+    if wavelength < original / high {
+        return frequency;
+    }
+    if wavelength > original / low {
+        return frequency / factor;
+    }
+    let smooth = (original / wavelength - low) / (high - low);
+    (1.0 - smooth) * frequency / factor + smooth * frequency
+}
+
+impl Rotation {
+    /// Rotates `[tokens, heads, head_dim]`: the first `rotary_dim` numbers of each head, in halves.
+    pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
+        let rotary = self.cos.size()[2];
+        let rest = x.size()[2] - rotary;
+        let turned = x.f_narrow(2, 0, rotary)?;
+        let first = turned.f_narrow(2, 0, rotary / 2)?;
+        let second = turned.f_narrow(2, rotary / 2, rotary / 2)?;
+        let crossed = Tensor::f_cat(&[&second.f_neg()?, &first], 2)?;
+        let turned = turned.f_mul(&self.cos)?.f_add(&crossed.f_mul(&self.sin)?)?;
+        if rest == 0 {
+            return Ok(turned);
+        }
+        Ok(Tensor::f_cat(&[&turned, &x.f_narrow(2, rotary, rest)?], 2)?)
+    }
+}

@@ -1,0 +1,277 @@
+//! Tensors in safetensors files, read one by one from a memory map, and written.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::File,
+    path::{Path, PathBuf},
+};
+
+use memmap2::Mmap;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, Normal};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use sha2::{Digest, Sha256};
+use tch::{Device, Kind, Tensor};
+
+use crate::{Error, Result};
+
+/// Where a model's weights come from. Each is asked for once, by its Hugging Face name.
+pub(super) trait WeightSource {
+    /// The tensor of that name, which must have that shape, in float32 or its own dtype, on the CPU.
+    fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor>;
+}
+
+/// One safetensors file, mapped.
+#[derive(Debug)]
+struct MappedFile {
+    path: PathBuf,
+    map: Mmap,
+}
+
+/// The weights of a model folder: `model.safetensors`, or shards with their index.
+#[derive(Debug)]
+pub(super) struct FolderWeights {
+    files: Vec<MappedFile>,
+    /// Which file holds a tensor.
+    file_of: BTreeMap<String, usize>,
+    taken: BTreeSet<String>,
+    folder: PathBuf,
+}
+
+impl FolderWeights {
+    /// Maps the files of a folder and reads their headers.
+    pub(super) fn open(folder: &Path) -> Result<Self> {
+        let single = folder.join("model.safetensors");
+        let index = folder.join("model.safetensors.index.json");
+        let paths = if single.exists() || !index.exists() { vec![single] } else { shards(folder, &index)? };
+        Self::of_files(folder, paths)
+    }
+
+    /// The same for named files.
+    pub(super) fn of_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self> {
+        let mut files = Vec::new();
+        let mut file_of = BTreeMap::new();
+        for path in paths {
+            let file = MappedFile::open(path)?;
+            for name in file.parse()?.names() {
+                file_of.insert(name.to_string(), files.len());
+            }
+            files.push(file);
+        }
+        Ok(Self { files, file_of, taken: BTreeSet::new(), folder: folder.to_path_buf() })
+    }
+
+    /// An error if the files hold a tensor that nobody asked for, unless `expected` accepts its name.
+    pub(super) fn finish(self, expected: impl Fn(&str) -> bool) -> Result<()> {
+        let left: Vec<_> = self.file_of.keys().filter(|name| !self.taken.contains(*name) && !expected(name)).collect();
+        match left.first() {
+            None => Ok(()),
+            Some(first) => {
+                let message =
+                    format!("{} tensors that the config has no place for, the first is {first:?}", left.len());
+                Err(Error::file(self.folder, message))
+            }
+        }
+    }
+}
+
+impl WeightSource for FolderWeights {
+    fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let Some(file) = self.file_of.get(name).map(|index| &self.files[*index]) else {
+            return Err(Error::file(
+                &self.folder,
+                format!("tensor {name:?} of shape {shape:?} is missing from the weights"),
+            ));
+        };
+        self.taken.insert(name.to_string());
+        let tensors = file.parse()?;
+        let view =
+            tensors.tensor(name).map_err(|error| Error::file(&file.path, format!("tensor {name:?}: {error}")))?;
+        let found: Vec<i64> = view.shape().iter().map(|len| *len as i64).collect();
+        if found != shape {
+            return Err(Error::file(&file.path, format!("tensor {name:?}: expected shape {shape:?}, found {found:?}")));
+        }
+        let Some(kind) = kind_of(view.dtype()) else {
+            let message =
+                format!("tensor {name:?}: dtype {:?} is not supported: F64, F32, BF16, F16 and I64 are", view.dtype());
+            return Err(Error::file(&file.path, message));
+        };
+        Ok(Tensor::f_from_data_size(view.data(), &found, kind)?)
+    }
+}
+
+impl MappedFile {
+    fn open(path: PathBuf) -> Result<Self> {
+        let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
+        // SAFETY: the map is read only; a file that another process changes under it gives wrong numbers, as any reader has.
+        let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
+        Ok(Self { path, map })
+    }
+
+    fn parse(&self) -> Result<SafeTensors<'_>> {
+        SafeTensors::deserialize(&self.map)
+            .map_err(|error| Error::file(&self.path, format!("not a whole safetensors file: {error}")))
+    }
+}
+
+fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+    let text = std::fs::read_to_string(index).map_err(|error| Error::io(index, error))?;
+    let json: serde_json::Value =
+        serde_json::from_str(&text).map_err(|error| Error::file(index, format!("not JSON: {error}")))?;
+    let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {
+        return Err(Error::file(index, "weight_map: expected an object from tensor names to file names"));
+    };
+    let names: BTreeSet<&str> = map.values().filter_map(|name| name.as_str()).collect();
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+fn kind_of(dtype: Dtype) -> Option<Kind> {
+    Some(match dtype {
+        Dtype::F64 => Kind::Double,
+        Dtype::F32 => Kind::Float,
+        Dtype::BF16 => Kind::BFloat16,
+        Dtype::F16 => Kind::Half,
+        Dtype::I64 => Kind::Int64,
+        _ => return None,
+    })
+}
+
+fn dtype_of(kind: Kind) -> Option<Dtype> {
+    Some(match kind {
+        Kind::Double => Dtype::F64,
+        Kind::Float => Dtype::F32,
+        Kind::BFloat16 => Dtype::BF16,
+        Kind::Half => Dtype::F16,
+        Kind::Int64 => Dtype::I64,
+        _ => return None,
+    })
+}
+
+/// Reads all tensors of a safetensors file onto a device.
+pub(crate) fn read_tensors(path: &Path, device: Device) -> Result<BTreeMap<String, Tensor>> {
+    let file = MappedFile::open(path.to_path_buf())?;
+    let mut tensors = BTreeMap::new();
+    for (name, view) in file.parse()?.tensors() {
+        let Some(kind) = kind_of(view.dtype()) else {
+            return Err(Error::file(path, format!("tensor {name:?}: dtype {:?} is not supported", view.dtype())));
+        };
+        let shape: Vec<i64> = view.shape().iter().map(|len| *len as i64).collect();
+        tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, kind)?.f_to_device(device)?);
+    }
+    Ok(tensors)
+}
+
+/// Writes tensors as a safetensors file, beside its place first and then renamed into it.
+pub(crate) fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result<()> {
+    let mut buffers = Vec::with_capacity(tensors.len());
+    for (name, tensor) in tensors {
+        buffers.push((name, bytes(tensor)?));
+    }
+    let views = (buffers.iter())
+        .map(|(name, (dtype, shape, data))| match TensorView::new(*dtype, shape.clone(), data) {
+            Ok(view) => Ok((name.as_str(), view)),
+            Err(error) => Err(Error::file(path, format!("tensor {name:?}: {error}"))),
+        })
+        .collect::<Result<Vec<_>>>()?;
+    // transformers refuses a file that does not say which framework it is for.
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let data = safetensors::serialize(views, Some(metadata)).map_err(|error| Error::file(path, error.to_string()))?;
+    crate::files::write(path, &data)
+}
+
+/// When weights are split over several files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Shard {
+    /// The most bytes of one file.
+    pub(super) bytes: usize,
+}
+
+impl Default for Shard {
+    fn default() -> Self {
+        Self { bytes: 5_000_000_000 }
+    }
+}
+
+/// Writes tensors as `model.safetensors`, or as shards with their index where they are too large for one file.
+pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard: Shard) -> Result<()> {
+    let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+    let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
+    let (mut total, mut in_last) = (0, 0);
+    for (name, tensor) in tensors {
+        let bytes = size(&tensor);
+        if in_last > 0 && in_last + bytes > shard.bytes {
+            shards.push(Vec::new());
+            in_last = 0;
+        }
+        total += bytes;
+        in_last += bytes;
+        if let Some(last) = shards.last_mut() {
+            last.push((name, tensor));
+        }
+    }
+    if let [only] = shards.as_slice() {
+        return write_tensors(&folder.join("model.safetensors"), only);
+    }
+    let mut weight_map = serde_json::Map::new();
+    for (index, tensors) in shards.iter().enumerate() {
+        let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
+        write_tensors(&folder.join(&file), tensors)?;
+        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone().into())));
+    }
+    let path = folder.join("model.safetensors.index.json");
+    let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
+    let json = serde_json::to_vec_pretty(&index).map_err(|error| Error::file(&path, error.to_string()))?;
+    crate::files::write(&path, &json)
+}
+
+fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
+    let Some(dtype) = dtype_of(tensor.kind()) else {
+        return Err(Error::mismatch(
+            "dtype of a tensor to write",
+            "a floating one or int64",
+            format!("{:?}", tensor.kind()),
+        ));
+    };
+    let shape = tensor.size().iter().map(|len| *len as usize).collect();
+    let flat = tensor.f_detach()?.f_to_device(Device::Cpu)?.f_contiguous()?.f_reshape([-1])?;
+    let flat = flat.f_view_dtype(Kind::Uint8)?;
+    let mut data = vec![0u8; flat.numel()];
+    flat.f_copy_data_u8(&mut data, flat.numel())?;
+    Ok((dtype, shape, data))
+}
+
+/// Fresh weights: matrices drawn from a normal distribution, biases zero, norms so that they do nothing. The draws of a
+/// tensor come from the seed and its name.
+#[derive(Debug)]
+pub(super) struct RandomWeights {
+    pub(super) seed: u64,
+    pub(super) deviation: f32,
+    /// What a norm's weight is where it does nothing.
+    pub(super) norm: f64,
+}
+
+impl WeightSource for RandomWeights {
+    fn get(&mut self, name: &str, shape: &[i64]) -> Result<Tensor> {
+        let options = (Kind::Float, Device::Cpu);
+        if name.ends_with(".bias") {
+            return Ok(Tensor::f_zeros(shape, options)?);
+        }
+        if name.ends_with("norm.weight") {
+            return Ok(Tensor::f_full(shape, self.norm, options)?);
+        }
+        let normal = Normal::new(0.0, self.deviation)
+            .map_err(|_| Error::setting("deviation of random weights", self.deviation, "a finite number"))?;
+        let mut random = generator(self.seed, name);
+        let values: Vec<f32> = normal.sample_iter(&mut random).take(shape.iter().product::<i64>() as usize).collect();
+        Ok(Tensor::from_slice(&values).f_view(shape)?)
+    }
+}
+
+/// The generator of one named thing, from a seed.
+pub(crate) fn generator(seed: u64, name: &str) -> ChaCha8Rng {
+    let mut hash = Sha256::new();
+    hash.update(seed.to_le_bytes());
+    hash.update(name);
+    ChaCha8Rng::from_seed(hash.finalize().into())
+}
