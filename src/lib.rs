@@ -1,4 +1,5 @@
 //! advtrain
+mod attack;
 #[cfg(libtorch_cuda)]
 mod cuda_link;
 mod data;
@@ -7,6 +8,7 @@ mod files;
 mod model;
 mod tensor;
 
+pub use attack::*;
 pub use data::*;
 pub use error::{Error, ErrorKind, Result};
 pub use model::*;

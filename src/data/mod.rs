@@ -1,9 +1,47 @@
 //! Behaviours, chats and templates on one side, token batches on the other.
 
 mod batch;
+mod behaviors;
+mod chat_format;
+mod chats;
+mod clock;
+mod draws;
+mod encode;
 mod example;
+mod json_lines;
 mod layout;
+mod marks;
+mod message;
+mod preferences;
+mod python_json;
+mod python_strings;
+mod rendered;
+mod report;
+mod rows;
+mod sampler;
+mod special_tokens;
+mod table;
+mod tags;
+mod template;
+mod template_engine;
+#[cfg(test)]
+mod test_tokenizers;
+mod tokenizer;
 
 pub use batch::{Batch, Selection, Targets};
+pub use behaviors::{
+    Behavior, BehaviorFiles, DEFAULT_SAFE_RESPONSE, load_behavior_pairs, load_behaviors, load_targets,
+};
+pub use chat_format::{ChatFormat, EncodedChat, Turns};
+pub use chats::ChatReader;
+pub use encode::{encode_chats, encode_pairs};
 pub use example::{Continuation, ContinuationKind, Example, TokenKind, Tokens};
 pub use layout::{Layout, RowLayout, Side, Target};
+pub use message::Message;
+pub use preferences::load_preferences;
+pub use report::{LoadReport, Note};
+pub use rows::{AnswerPair, Chat};
+pub use sampler::{Sampler, SamplerSettings, Source, split_by_name};
+pub use special_tokens::SpecialTokens;
+pub use template::{ChatTemplate, TemplatePreset};
+pub use tokenizer::{TokenSpan, Tokenizer};

@@ -1,0 +1,130 @@
+//! Attacks in embedding space.
+//!
+//! An attack is an [`EmbeddingAttack`] (how to search) with an [`AttackObjective`] (what for), run by [`AttackRunner`], which
+//! owns everything that must be the same for all: the threat set, restarts, starts, the best iterate, and the counting.
+
+mod draws;
+mod objective;
+mod pgd;
+mod probe;
+mod runner;
+mod threat;
+mod warm;
+
+use tch::Tensor;
+
+pub use draws::Draws;
+pub use objective::{AttackObjective, TargetCrossEntropy};
+pub use pgd::{Momentum, Pgd, StepRule, StepSize};
+pub use probe::{Gradient, Probe, Start};
+pub use runner::{AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Iterate};
+pub use threat::{Norm, Radius, Region, ThreatModel};
+pub use warm::WarmStarts;
+
+use crate::{Batch, CausalLm, Perturbation, Result};
+
+/// Finds perturbations for a batch.
+///
+/// Only [`EmbeddingAttack::threat`] and [`EmbeddingAttack::perturb`] are required. The framework calls `perturb` once per
+/// restart with a fresh [`Probe`]; it projects what comes back, checks the ball, keeps the best and counts the passes, so
+/// that an attack cannot claim more than it did.
+///
+/// # Example
+///
+/// A complete attack: random search, which asks for no gradient.
+///
+/// ```
+/// use advtrain::{EmbeddingAttack, Perturbation, Probe, Result, ThreatModel};
+/// use rand_distr::StandardNormal;
+///
+/// struct RandomSearch {
+///     threat: ThreatModel,
+///     tries: usize,
+/// }
+///
+/// impl EmbeddingAttack for RandomSearch {
+///     fn threat(&self) -> &ThreatModel {
+///         &self.threat
+///     }
+///
+///     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+///         let mut best = probe.start()?;
+///         let mut lowest = probe.value(&best)?.f_sum(probe.model().master_kind())?.double_value(&[]);
+///         for _ in 0..self.tries {
+///             let step = probe.draw(&StandardNormal)?;
+///             let size = 0.1 * probe.radius();
+///             let candidate = best.zip(&step, |d, step| Ok(d.f_add(&step.f_mul_scalar(size)?)?))?;
+///             let value = probe.value(&candidate)?.f_sum(probe.model().master_kind())?.double_value(&[]);
+///             if value < lowest {
+///                 (best, lowest) = (probe.project(&candidate)?, value);
+///             }
+///         }
+///         Ok(vec![best])
+///     }
+/// }
+/// ```
+pub trait EmbeddingAttack: Send {
+    /// The threat set.
+    fn threat(&self) -> &ThreatModel;
+
+    /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages.
+    ///
+    /// # Errors
+    /// Whatever the attack meets.
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>>;
+
+    /// Replaces the prompts of a batch before it is perturbed (a discrete seed: a paraphrase, a string found by a token
+    /// search), or does not. Rows, their ids and their continuations must stay.
+    ///
+    /// # Errors
+    /// Whatever the attack meets.
+    fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
+        let _ = (model, batch, draws);
+        Ok(None)
+    }
+
+    /// How far the steps can move a token at most, where that is known: if it is less than the radius the ball never binds,
+    /// and the trainer warns.
+    fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
+        let _ = (hidden_size, radius);
+        None
+    }
+
+    /// What a checkpoint must keep for the attack to go on as if it had never stopped, by name.
+    ///
+    /// # Errors
+    /// Whatever the attack meets.
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        Ok(Vec::new())
+    }
+
+    /// Takes back what [`EmbeddingAttack::state`] gave.
+    ///
+    /// # Errors
+    /// If the state is not this attack's.
+    fn restore(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
+}
+
+impl<A: EmbeddingAttack + ?Sized> EmbeddingAttack for Box<A> {
+    fn threat(&self) -> &ThreatModel {
+        (**self).threat()
+    }
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        (**self).perturb(probe)
+    }
+    fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
+        (**self).reseed(model, batch, draws)
+    }
+    fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
+        (**self).reach(hidden_size, radius)
+    }
+    fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        (**self).state()
+    }
+    fn restore(&mut self, state: Vec<(String, Tensor)>) -> Result<()> {
+        (**self).restore(state)
+    }
+}

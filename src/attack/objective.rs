@@ -1,0 +1,46 @@
+//! What an attack drives down.
+
+use tch::Tensor;
+
+use crate::{Batch, CausalLm, ContinuationKind, Hidden, Result};
+
+/// The inner objective: one number per row. An attack looks for the perturbation that makes it small.
+///
+/// Apart from the optimiser on purpose: any attack works with any objective.
+pub trait AttackObjective: Send {
+    /// Called once before an attack, for what the objective needs of the unperturbed batch. `rows` is the kind of
+    /// continuation that is attacked; every row of the batch has one.
+    ///
+    /// # Errors
+    /// Whatever the implementation meets.
+    fn prepare(&mut self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind) -> Result<()> {
+        let _ = (model, batch, rows);
+        Ok(())
+    }
+
+    /// The blocks whose output [`AttackObjective::values`] wants.
+    fn taps(&self) -> &[usize] {
+        &[]
+    }
+
+    /// The objective of each row `[rows]`, differentiable towards `hidden`, what the model gave for the perturbed batch.
+    ///
+    /// # Errors
+    /// Whatever the implementation meets.
+    fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor>;
+}
+
+/// The paper's objective: the mean cross-entropy of the attacked continuation's target tokens.
+///
+/// Summed over rows and not averaged over a micro-batch, so that step rules that feel a gradient's size do not depend on
+/// what else is in the micro-batch.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TargetCrossEntropy;
+
+impl AttackObjective for TargetCrossEntropy {
+    fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor> {
+        let targets = batch.targets(rows)?;
+        let log_probs = model.log_probs(&hidden.last.f_index_select(0, &targets.predictors)?, &targets.ids)?;
+        targets.mean_per_row(&log_probs.f_neg()?)
+    }
+}

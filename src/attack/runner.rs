@@ -1,0 +1,280 @@
+//! What is the same for every attack.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    AttackObjective, Draws, EmbeddingAttack, Probe, Start, WarmStarts,
+    probe::{ProbeLog, keep_lower},
+    threat::ThreatModel,
+};
+use crate::{Batch, CausalLm, Error, Perturbation, Result, tensor};
+
+/// Which iterate of an attack is returned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Iterate {
+    /// The last one (the paper's).
+    #[default]
+    Last,
+    /// For each row the one with the lowest objective; costs one forward pass more.
+    Best,
+}
+
+/// What the framework does around an attack.
+///
+/// | Name | Default | Purpose | Range |
+/// |---|---|---|---|
+/// | `start` | `zero` | where each restart begins | |
+/// | `restarts` | 1 | run so often, keep the best of each row | at least 1 |
+/// | `iterate` | `last` | which iterate counts | |
+/// | `warm_start` | false | begin the first restart where the same row's last attack ended | |
+/// | `dropout` | false | the adapter's dropout on, redrawn at every pass | |
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AttackSettings {
+    /// Where each restart begins.
+    pub start: Start,
+    /// How often the attack is run; the best result of each row is kept.
+    pub restarts: usize,
+    /// Which iterate counts.
+    pub iterate: Iterate,
+    /// Begin the first restart where the last attack on the same example ended.
+    pub warm_start: bool,
+    /// The adapter's dropout is on, redrawn at every pass.
+    pub dropout: bool,
+}
+
+impl Default for AttackSettings {
+    fn default() -> Self {
+        Self { start: Start::Zero, restarts: 1, iterate: Iterate::Last, warm_start: false, dropout: false }
+    }
+}
+
+impl AttackSettings {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the field out of range, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        if self.restarts == 0 {
+            return Err(Error::setting("attack.settings.restarts", 0, "at least 1"));
+        }
+        if self.restarts > 1 && self.start == Start::Zero && !self.warm_start && !self.dropout {
+            return Err(Error::setting(
+                "attack.settings.restarts",
+                self.restarts,
+                "1 where every restart would begin at zero; set start = \"uniform\" or \"gaussian\"",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// The result of an attack on a batch.
+#[derive(Debug)]
+pub struct AttackOutcome {
+    /// The batch with other prompts, where the attack replaced them.
+    pub batch: Option<Batch>,
+    /// The perturbations, by rows of the whole batch; none if no row is of the attacked kind.
+    pub perturbations: Vec<Perturbation>,
+    /// What the attack did.
+    pub statistics: AttackStatistics,
+}
+
+/// What an attack did. Sums over rows, so that the statistics of micro-batches add up.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttackStatistics {
+    /// Rows attacked.
+    pub rows: usize,
+    /// The objective at the first candidate, summed over rows.
+    pub objective_first: f64,
+    /// The objective of what is returned where it was tried, else of the last candidate, summed over rows.
+    pub objective_last: f64,
+    /// Perturbed tokens, times sites.
+    pub tokens: usize,
+    /// Those of them whose norm is within a thousandth of the radius.
+    pub tokens_at_edge: usize,
+    /// Their norms, as shares of the radius, summed.
+    pub relative_size: f64,
+    /// Epsilon in the units of what is perturbed.
+    pub radius: f64,
+    /// Forward passes.
+    pub forward_passes: u64,
+    /// Backward passes.
+    pub backward_passes: u64,
+}
+
+impl AttackStatistics {
+    /// Adds the statistics of another batch.
+    pub fn add(&mut self, other: &Self) {
+        self.rows += other.rows;
+        self.objective_first += other.objective_first;
+        self.objective_last += other.objective_last;
+        self.tokens += other.tokens;
+        self.tokens_at_edge += other.tokens_at_edge;
+        self.relative_size += other.relative_size;
+        self.radius = self.radius.max(other.radius);
+        self.forward_passes += other.forward_passes;
+        self.backward_passes += other.backward_passes;
+    }
+}
+
+/// Runs an attack: freezes the model, restarts, keeps the best, checks the ball, counts.
+#[derive(Debug)]
+pub struct AttackRunner {
+    settings: AttackSettings,
+    radius: f64,
+    warm: WarmStarts,
+}
+
+/// The best result over restarts so far: the objective of each row, and the perturbation.
+type BestSoFar = Option<(Vec<f64>, Perturbation)>;
+
+impl AttackRunner {
+    /// For attacks with this threat set on this model. The radius is fixed here, since the embeddings that it may be
+    /// relative to can change in training.
+    ///
+    /// # Errors
+    /// If a setting is out of range, a site is not in the model, or libtorch fails.
+    pub fn new(settings: AttackSettings, threat: &ThreatModel, model: &dyn CausalLm) -> Result<Self> {
+        settings.validate()?;
+        threat.validate()?;
+        Ok(Self { settings, radius: threat.radius_for(model)?, warm: WarmStarts::default() })
+    }
+
+    /// Epsilon in the units of what is perturbed.
+    pub fn radius(&self) -> f64 {
+        self.radius
+    }
+
+    /// Perturbations kept from earlier attacks.
+    pub(crate) fn warm_starts(&self) -> &WarmStarts {
+        &self.warm
+    }
+
+    /// Puts back the perturbations of a checkpoint.
+    pub(crate) fn set_warm_starts(&mut self, warm: WarmStarts) {
+        self.warm = warm;
+    }
+
+    /// Attacks the rows of a batch that have a continuation of the attacked kind. No weight's gradient changes.
+    ///
+    /// # Errors
+    /// If the attack, the objective or the model fails, an objective is not finite, or what comes back is outside the
+    /// threat set.
+    pub fn run(
+        &mut self,
+        attack: &mut dyn EmbeddingAttack,
+        objective: &mut dyn AttackObjective,
+        model: &dyn CausalLm,
+        batch: &Batch,
+        draws: Draws,
+    ) -> Result<AttackOutcome> {
+        let frozen = model.frozen(self.settings.dropout)?;
+        let model = frozen.as_deref().unwrap_or(model);
+        let reseeded = attack.reseed(model, batch, draws)?;
+        if let Some(reseeded) = &reseeded {
+            check_reseeded(batch, reseeded)?;
+        }
+        let threat = attack.threat().clone();
+        let whole = reseeded.as_ref().unwrap_or(batch);
+        let Some(selection) = whole.select(&[threat.rows])? else {
+            return Ok(AttackOutcome { batch: reseeded, perturbations: Vec::new(), statistics: Default::default() });
+        };
+        {
+            let _guard = tch::no_grad_guard();
+            objective.prepare(model, &selection.batch, threat.rows)?;
+        }
+        let mut statistics =
+            AttackStatistics { rows: selection.batch.rows(), radius: self.radius, ..Default::default() };
+        let found = self.restarts(attack, &*objective, model, &selection.batch, &threat, draws, &mut statistics)?;
+        self.measure(&threat, &found, &mut statistics)?;
+        if let (true, [only]) = (self.settings.warm_start, found.as_slice()) {
+            self.warm.keep(only, &selection.batch)?;
+        }
+        let perturbations = found.into_iter().map(|one| one.renumber(&selection.rows)).collect::<Result<_>>()?;
+        Ok(AttackOutcome { batch: reseeded, perturbations, statistics })
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the pieces of one attack, taken apart once")]
+    fn restarts(
+        &self,
+        attack: &mut dyn EmbeddingAttack,
+        objective: &dyn AttackObjective,
+        model: &dyn CausalLm,
+        batch: &Batch,
+        threat: &ThreatModel,
+        draws: Draws,
+        statistics: &mut AttackStatistics,
+    ) -> Result<Vec<Perturbation>> {
+        let mut best: BestSoFar = None;
+        let mut found = Vec::new();
+        for restart in 0..self.settings.restarts {
+            let mut probe = Probe::new(model, batch, objective, threat, self.radius);
+            probe.dropout = self.settings.dropout;
+            probe.start = self.settings.start;
+            probe.warm = (self.settings.warm_start && restart == 0).then_some(&self.warm);
+            probe.draw_from(draws, restart);
+            let returned = attack.perturb(&mut probe)?;
+            found = returned.iter().map(|one| probe.project(one)).collect::<Result<Vec<_>>>()?;
+            if self.must_compare() {
+                best = Some(self.compare(&mut probe, &found, best)?);
+            }
+            let first = probe.log.first.as_deref().unwrap_or_default().iter().sum::<f64>();
+            statistics.objective_first += if restart == 0 { first } else { 0.0 };
+            statistics.objective_last = probe.log.last.iter().sum();
+            statistics.forward_passes += probe.log.forward;
+            statistics.backward_passes += probe.log.backward;
+        }
+        Ok(match best {
+            Some((values, perturbation)) => {
+                statistics.objective_last = values.iter().sum();
+                vec![perturbation]
+            }
+            None => found,
+        })
+    }
+
+    fn must_compare(&self) -> bool {
+        self.settings.restarts > 1 || self.settings.iterate == Iterate::Best
+    }
+
+    /// The better, row by row, of what was found before and what this restart found.
+    fn compare(&self, probe: &mut Probe, found: &[Perturbation], best: BestSoFar) -> Result<(Vec<f64>, Perturbation)> {
+        let [only] = found else {
+            let expected = "one perturbation where restarts or the best iterate compare them";
+            return Err(Error::mismatch("perturbations of an attack", expected, found.len()));
+        };
+        let values = tensor::numbers(&probe.value(only)?)?;
+        let this = match (self.settings.iterate, std::mem::take(&mut probe.log.best)) {
+            (Iterate::Best, Some(best)) => best,
+            _ => (values, only.snapshot()?),
+        };
+        match best {
+            None => Ok(this),
+            Some((values, held)) => keep_lower(values, held, &this.0, &this.1),
+        }
+    }
+
+    fn measure(&self, threat: &ThreatModel, found: &[Perturbation], statistics: &mut AttackStatistics) -> Result<()> {
+        for perturbation in found {
+            let extent = threat.measure(perturbation, self.radius)?;
+            statistics.tokens += extent.tokens;
+            statistics.tokens_at_edge += extent.at_edge;
+            statistics.relative_size += extent.size_sum / self.radius;
+        }
+        Ok(())
+    }
+}
+
+fn check_reseeded(batch: &Batch, reseeded: &Batch) -> Result<()> {
+    if batch.rows() != reseeded.rows() {
+        return Err(Error::mismatch("rows of a reseeded batch", batch.rows(), reseeded.rows()));
+    }
+    for (old, new) in batch.examples().iter().zip(reseeded.examples()) {
+        if old.id() != new.id() || old.continuations() != new.continuations() {
+            return Err(Error::example(old.id(), "reseeding changed more than its prompt"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! Harmless conversations in UltraChat's JSONL form.
+
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::{Chat, Message, json_lines::JsonLines};
+use crate::Result;
+
+const FORM: &str = r#"{"prompt_id"?: text, "messages": [{"role": text, "content": text}, …]}"#;
+
+#[derive(Debug, Deserialize)]
+struct Line {
+    prompt_id: Option<String>,
+    messages: Vec<Message>,
+}
+
+/// The conversations of a JSONL file, read one by one: data sets of this form are larger than a memory.
+///
+/// A line is `{"messages": [{"role", "content"}, …]}`, with a `prompt_id` or else the id `file stem:line`. Other fields,
+/// such as UltraChat's `prompt` which repeats the first message, are ignored.
+#[derive(Debug)]
+pub struct ChatReader(JsonLines<Line>);
+
+impl ChatReader {
+    /// Opens a file.
+    ///
+    /// # Errors
+    /// If it cannot be opened.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self> {
+        Ok(Self(JsonLines::open(path.as_ref(), FORM)?))
+    }
+}
+
+impl Iterator for ChatReader {
+    /// A conversation, or an error that names the line.
+    type Item = Result<Chat>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let line = self.0.next()?;
+        Some(line.map(|(line, chat)| Chat {
+            id: chat.prompt_id.unwrap_or_else(|| self.0.default_id(line)),
+            place: self.0.place(line),
+            messages: chat.messages,
+        }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> Vec<Result<Chat>> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("chats.jsonl");
+        std::fs::write(&path, text).unwrap();
+        ChatReader::open(&path).unwrap().collect()
+    }
+
+    #[test]
+    fn ids_are_given_or_made_of_the_line() {
+        let text = r#"{"prompt": "a", "prompt_id": "p", "messages": [{"role": "user", "content": "a"}]}
+
+{"messages": []}
+"#;
+        let chats: Vec<Chat> = read(text).into_iter().map(Result::unwrap).collect();
+        assert_eq!(chats[0].id, "p");
+        assert_eq!(chats[0].messages, [Message::user("a")]);
+        assert_eq!(chats[1].id, "chats:3");
+        assert!(chats[1].place.ends_with("chats.jsonl line 3"));
+    }
+
+    #[test]
+    fn a_broken_line_is_named() {
+        let rows = read("{\"messages\": []}\n{\"messages\": [{\"role\": \"user\"}]}\n");
+        let message = rows[1].as_ref().unwrap_err().to_string();
+        assert!(message.contains("chats.jsonl: line 2: missing field `content`"), "{message}");
+        assert!(message.contains("expected {\"prompt_id\"?: text"), "{message}");
+    }
+}

@@ -1,0 +1,79 @@
+//! Files with one JSON object per line, read line by line.
+
+use std::{
+    fs::File,
+    io::{BufRead, BufReader, Lines},
+    marker::PhantomData,
+    path::{Path, PathBuf},
+};
+
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// The objects of a JSONL file with their line numbers from 1. Empty lines are skipped.
+#[derive(Debug)]
+pub(crate) struct JsonLines<T> {
+    path: PathBuf,
+    lines: Lines<BufReader<File>>,
+    line: u64,
+    form: &'static str,
+    item: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> JsonLines<T> {
+    /// Opens a file; `form` is what a line should look like, for errors.
+    ///
+    /// # Errors
+    /// If the file cannot be opened.
+    pub(crate) fn open(path: &Path, form: &'static str) -> Result<Self> {
+        let file = File::open(path).map_err(|source| Error::io(path, source))?;
+        let lines = BufReader::new(file).lines();
+        Ok(Self { path: path.to_path_buf(), lines, line: 0, form, item: PhantomData })
+    }
+
+    /// An error about one line.
+    pub(crate) fn error(&self, line: u64, message: impl std::fmt::Display) -> Error {
+        Error::file(&self.path, format!("line {line}: {message}"))
+    }
+
+    /// The file and line, for later errors about a row.
+    pub(crate) fn place(&self, line: u64) -> String {
+        format!("{} line {line}", self.path.display())
+    }
+
+    /// An id for a row that has none of its own.
+    pub(crate) fn default_id(&self, line: u64) -> String {
+        let stem = self.path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
+        format!("{stem}:{line}")
+    }
+
+    fn parse(&self, text: &str) -> Result<(u64, T)> {
+        let item = serde_json::from_str(text)
+            .map_err(|error| self.error(self.line, format!("{}; expected {}", in_line(&error), self.form)))?;
+        Ok((self.line, item))
+    }
+}
+
+impl<T: DeserializeOwned> Iterator for JsonLines<T> {
+    type Item = Result<(u64, T)>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        loop {
+            let text = self.lines.next()?;
+            self.line += 1;
+            let text = match text {
+                Ok(text) => text,
+                Err(source) => return Some(Err(self.error(self.line, format!("cannot be read: {source}")))),
+            };
+            if !text.trim().is_empty() {
+                return Some(self.parse(&text));
+            }
+        }
+    }
+}
+
+/// The parser counts lines from the object's start, which is not what a reader looks for.
+fn in_line(error: &serde_json::Error) -> String {
+    error.to_string().replace(" at line 1 column ", " at column ")
+}

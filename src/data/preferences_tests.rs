@@ -1,0 +1,62 @@
+use super::*;
+
+fn toy(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/data").join(name)
+}
+
+#[test]
+fn every_form_of_the_toy_file_is_read() {
+    let (pairs, report) = load_preferences(toy("preferences.jsonl")).unwrap();
+    assert_eq!((report.rows, report.count("equal_answers"), report.count("empty_answer")), (4, 1, 1));
+    let ids: Vec<&str> = pairs.iter().map(|pair| pair.id.as_str()).collect();
+    assert_eq!(ids, ["text", "preferences:2", "whole", "mixed"]);
+    assert_eq!(pairs[0].messages, [Message::user("How do I bottle thunder?")]);
+    assert_eq!(
+        (pairs[0].safe.as_str(), pairs[0].harmful.as_str()),
+        ("I can't help with that.", "Hold a bottle into a storm.")
+    );
+    assert_eq!(pairs[1].messages, [Message::user("How do I mix moon ink?")]);
+    assert_eq!(pairs[1].harmful, "Stir silver dust into dew.");
+    let greeting =
+        [Message::user("Hello"), Message::assistant("Hi! What shall we cook?"), Message::user("Echo syrup, please.")];
+    assert_eq!(pairs[2].messages, greeting);
+    assert_eq!(pairs[2].safe, "That one is banned.");
+    assert_eq!(pairs[3].messages, [Message::user("How do I freeze dragon breath?")]);
+    assert_eq!(pairs[3].harmful, "Wait for winter.");
+}
+
+#[test]
+fn a_row_of_another_form_is_named() {
+    let user = r#"{"role": "user", "content": "a"}"#;
+    let answer = |text: &str| format!(r#"{{"role": "assistant", "content": "{text}"}}"#);
+    let (one, two) = (answer("1"), answer("2"));
+    let cases = [
+        (r#"{"chosen": "a", "rejected": "b"}"#.to_string(), "prompt is missing"),
+        (format!(r#"{{"prompt": "a", "chosen": "a", "rejected": [{one}]}}"#), "both must be the same"),
+        (format!(r#"{{"chosen": [{one}], "rejected": [{two}]}}"#), "share no first message"),
+        (
+            format!(r#"{{"chosen": [{user}, {one}], "rejected": [{user}, {one}, {user}]}}"#),
+            "2 messages behind the prompt",
+        ),
+        (format!(r#"{{"prompt": [{user}], "chosen": [{one}, {user}], "rejected": [{two}]}}"#), "chosen has 2 messages"),
+        (format!(r#"{{"chosen": [{user}, {user}], "rejected": [{user}, {one}]}}"#), "role user; it must be assistant"),
+        (r#"{"prompt": 3, "chosen": "a", "rejected": "b"}"#.to_string(), "a text or a list"),
+        ("{".to_string(), "expected {\"prompt\"?"),
+    ];
+    for (row, expected) in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("p.jsonl");
+        std::fs::write(&path, format!("\n{row}\n")).unwrap();
+        let message = load_preferences(&path).unwrap_err().to_string();
+        assert!(message.contains("p.jsonl: line 2: ") && message.contains(expected), "{row}: {message}");
+    }
+}
+
+#[test]
+fn a_file_without_pairs_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("p.jsonl");
+    std::fs::write(&path, r#"{"prompt": "a", "chosen": "b", "rejected": "b"}"#).unwrap();
+    let message = load_preferences(&path).unwrap_err().to_string();
+    assert!(message.contains("no preference pair is left: 0 rows; 1 rows whose two answers are equal"), "{message}");
+}
