@@ -5,12 +5,14 @@ mod cuda_link;
 mod data;
 mod error;
 mod files;
+mod loss;
 mod model;
 mod tensor;
 
 pub use attack::*;
 pub use data::*;
 pub use error::{Error, ErrorKind, Result};
+pub use loss::*;
 pub use model::*;
 pub use ndarray;
 pub use tch;
