@@ -8,6 +8,7 @@ mod files;
 mod loss;
 mod model;
 mod tensor;
+mod train;
 
 pub use attack::*;
 pub use data::*;
@@ -16,3 +17,4 @@ pub use loss::*;
 pub use model::*;
 pub use ndarray;
 pub use tch;
+pub use train::*;

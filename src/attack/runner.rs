@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     AttackObjective, Draws, EmbeddingAttack, Probe, Start, WarmStarts,
-    probe::{ProbeLog, keep_lower},
+    probe::keep_lower,
     threat::ThreatModel,
 };
 use crate::{Batch, CausalLm, Error, Perturbation, Result, tensor};
@@ -57,11 +57,11 @@ impl AttackSettings {
     /// Names the field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         if self.restarts == 0 {
-            return Err(Error::setting("attack.settings.restarts", 0, "at least 1"));
+            return Err(Error::setting("attack_settings.restarts", 0, "at least 1"));
         }
         if self.restarts > 1 && self.start == Start::Zero && !self.warm_start && !self.dropout {
             return Err(Error::setting(
-                "attack.settings.restarts",
+                "attack_settings.restarts",
                 self.restarts,
                 "1 where every restart would begin at zero; set start = \"uniform\" or \"gaussian\"",
             ));

@@ -1,7 +1,7 @@
 //! C-AdvIPO: prefer the safe answer to the harmful one.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{LossInput, Precomputed, RobustLoss, Term, TermValues, target_log_probs};
 use crate::{Adapter, Batch, CausalLm, ContinuationKind, Error, Input, Pass, Result, Targets, tensor};
@@ -243,6 +243,5 @@ mod tests {
     fn beta_must_be_above_zero() {
         let error = AdvIpoLoss { beta: 0.0, ..AdvIpoLoss::default() }.validate().unwrap_err();
         assert_eq!(error.to_string(), "loss.adv_ipo.beta = 0: must be above 0");
-        let _ = Kind::Float;
     }
 }

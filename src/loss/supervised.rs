@@ -26,7 +26,7 @@ impl SupervisedLoss {
     /// If the weight is negative or not finite.
     pub fn validate(&self) -> Result<()> {
         if !(self.weight >= 0.0 && self.weight.is_finite()) {
-            return Err(Error::setting("loss.utility.weight", self.weight, "at least 0 and finite"));
+            return Err(Error::setting("utility.weight", self.weight, "at least 0 and finite"));
         }
         Ok(())
     }

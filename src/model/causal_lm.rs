@@ -153,6 +153,30 @@ pub trait CausalLm {
     }
 }
 
+/// A model that can be trained.
+pub trait TrainableLm: CausalLm {
+    /// The tensors that training changes, in float32 or float64, in a fixed order.
+    fn parameters(&self) -> Vec<Parameter>;
+
+    /// Whether [`Adapter::Off`] gives the original model while this one is trained.
+    fn has_adapter(&self) -> bool;
+
+    /// A text that differs between models with different weights (an adapter aside), for caches of what they computed.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn fingerprint(&self) -> Result<String>;
+}
+
+/// A trained tensor and its name.
+#[derive(Debug)]
+pub struct Parameter {
+    /// The Hugging Face or PEFT name.
+    pub name: String,
+    /// The tensor itself, not a copy.
+    pub tensor: Tensor,
+}
+
 /// Whether the adapter takes part.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Adapter {

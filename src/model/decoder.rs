@@ -3,13 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::{
     attention::Plan,
     block::Block,
     cache::KvCache,
-    causal_lm::{CausalLm, Hidden, Input},
+    causal_lm::{CausalLm, Hidden, Input, Parameter, TrainableLm},
     config::{DecoderConfig, NormKind},
     generate::{self, Generation},
     head,
@@ -20,7 +21,7 @@ use super::{
     rope::Rope,
     weights::{FolderWeights, RandomWeights, WeightSource},
 };
-use crate::{Batch, Error, Layout, Result, error::Context, files, tensor::is_recorded};
+use crate::{Batch, Error, Layout, Result, error::Context, files, tensor, tensor::is_recorded};
 
 /// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
 /// its linear layers.
@@ -41,15 +42,6 @@ pub struct Decoder {
     pub(super) lora: Option<LoraConfig>,
     rope: Rope,
     kind: Kind,
-}
-
-/// A trained tensor and its name.
-#[derive(Debug)]
-pub struct Parameter {
-    /// The Hugging Face or PEFT name.
-    pub name: String,
-    /// The tensor itself, not a copy.
-    pub tensor: Tensor,
 }
 
 /// Brings each tensor of a source to a dtype and device.
@@ -150,20 +142,6 @@ impl Decoder {
             let _ = tensor.f_set_requires_grad(false)?;
         }
         Ok(())
-    }
-
-    /// The tensors that training changes, in a fixed order: the adapter's factors, or all weights, or none.
-    pub fn parameters(&self) -> Vec<Parameter> {
-        let of_adapter = self.linears().flat_map(|linear| {
-            linear.lora.iter().flat_map(|lora| {
-                let parameter = |factor: &str, tensor: &Tensor| Parameter {
-                    name: format!("base_model.model.{}.{factor}.weight", linear.name),
-                    tensor: tensor.shallow_clone(),
-                };
-                [parameter("lora_A", &lora.a), parameter("lora_B", &lora.b)]
-            })
-        });
-        of_adapter.chain(self.weights()).filter(|parameter| parameter.tensor.requires_grad()).collect()
     }
 
     /// All weights of the model itself, under their Hugging Face names.
@@ -321,5 +299,38 @@ impl CausalLm for Decoder {
             rope: self.rope.clone(),
             kind: self.kind,
         })))
+    }
+}
+
+impl TrainableLm for Decoder {
+    /// The tensors that training changes, in a fixed order: the adapter's factors, or all weights, or none.
+    fn parameters(&self) -> Vec<Parameter> {
+        let of_adapter = self.linears().flat_map(|linear| {
+            linear.lora.iter().flat_map(|lora| {
+                let parameter = |factor: &str, tensor: &Tensor| Parameter {
+                    name: format!("base_model.model.{}.{factor}.weight", linear.name),
+                    tensor: tensor.shallow_clone(),
+                };
+                [parameter("lora_A", &lora.a), parameter("lora_B", &lora.b)]
+            })
+        });
+        of_adapter.chain(self.weights()).filter(|parameter| parameter.tensor.requires_grad()).collect()
+    }
+
+    fn has_adapter(&self) -> bool {
+        self.lora.is_some()
+    }
+
+    fn fingerprint(&self) -> Result<String> {
+        let _guard = tch::no_grad_guard();
+        let mut hash = Sha256::new();
+        for Parameter { name, tensor } in self.weights() {
+            hash.update(name);
+            let sums = [tensor.f_sum(Kind::Double)?, tensor.f_norm()?.f_to_kind(Kind::Double)?];
+            for sum in sums {
+                hash.update(tensor::number(&sum)?.to_le_bytes());
+            }
+        }
+        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
     }
 }

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use tch::Tensor;
 
 use super::{
-    causal_lm::CausalLm,
+    causal_lm::{CausalLm, TrainableLm},
     decoder::Decoder,
     linear::{Linear, Lora},
     weights::{FolderWeights, WeightSource, generator, write_tensors},

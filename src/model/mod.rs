@@ -21,9 +21,9 @@ mod rope;
 mod weights;
 
 pub use array::{to_array, to_tensor};
-pub use causal_lm::{Adapter, Addition, CausalLm, Hidden, Input, Pass};
+pub use causal_lm::{Adapter, Addition, CausalLm, Hidden, Input, Parameter, Pass, TrainableLm};
 pub use config::{Activation, DecoderConfig, Family, NormKind, Projection, RopeConfig, RopeScaling};
-pub use decoder::{Decoder, Parameter};
+pub use decoder::Decoder;
 pub use device::{Dtype, device};
 pub use generate::{Generation, Sampling};
 pub use lora::LoraConfig;

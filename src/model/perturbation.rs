@@ -127,6 +127,24 @@ impl Perturbation {
         Self::new(places, self.parts)
     }
 
+    /// What is left of the perturbation in these rows of its batch, row `rows[i]` being now row i.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    pub fn restrict(&self, rows: &[usize]) -> Result<Self> {
+        let mut places = Vec::new();
+        let mut kept = Vec::new();
+        for (at, place) in self.places.iter().enumerate() {
+            if let Some(row) = rows.iter().position(|row| *row == place.row) {
+                places.push(Place { row, ..*place });
+                kept.push(at as i64);
+            }
+        }
+        let kept = self.index(&kept)?;
+        let parts = self.parts.iter().map(|(site, values)| Ok((*site, values.f_index_select(0, &kept)?)));
+        Self::new(places, parts.collect::<Result<_>>()?)
+    }
+
     /// The row of each place `[places]`, int64, on the values' device.
     ///
     /// # Errors

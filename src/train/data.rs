@@ -1,0 +1,127 @@
+//! The rows of a run, and the numbers computed for them before it.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    path::Path,
+};
+
+use sha2::{Digest, Sha256};
+use tch::Device;
+
+use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, files};
+
+/// The rows that a run trains on.
+#[derive(Clone, Debug, Default)]
+pub struct TrainingData {
+    /// Rows with a harmful and, for the losses that want one, a safe continuation.
+    pub robust: Vec<Example>,
+    /// Rows with a useful continuation.
+    pub utility: Vec<Example>,
+}
+
+impl TrainingData {
+    pub(super) fn get(&self, (source, index): (Source, usize)) -> &Example {
+        match source {
+            Source::Primary => &self.robust[index],
+            Source::Utility => &self.utility[index],
+        }
+    }
+
+    /// An error if two rows have the same id: starts, warm starts and reference values are kept by it.
+    pub(super) fn check_ids(&self) -> Result<()> {
+        let mut seen = HashSet::new();
+        match self.robust.iter().chain(&self.utility).find(|example| !seen.insert(example.id())) {
+            Some(twice) => Err(Error::example(twice.id(), "another row has the same id; ids must be unique")),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Numbers of the original model, by example id and name.
+#[derive(Debug, Default)]
+pub(super) struct Reference {
+    values: BTreeMap<String, BTreeMap<String, Vec<f64>>>,
+}
+
+impl Reference {
+    /// Computes what a loss asks for, or reads it from `folder` where the same was computed before.
+    pub(super) fn prepare(
+        loss: &dyn RobustLoss,
+        model: &dyn CausalLm,
+        fingerprint: &str,
+        rows: &[Example],
+        micro_batch_size: usize,
+        folder: Option<&Path>,
+    ) -> Result<Self> {
+        if loss.precomputes().is_empty() {
+            return Ok(Self::default());
+        }
+        let key = key(loss.precomputes(), fingerprint, rows);
+        let path = folder.map(|folder| folder.join(format!("reference-{}.json", &key[..16])));
+        if let Some(path) = path.as_deref().filter(|path| path.exists()) {
+            let values = serde_json::from_str(&files::read_text(path)?);
+            return Ok(Self { values: values.map_err(|error| Error::file(path, error.to_string()))? });
+        }
+        let reference = Self::compute(loss, model, rows, micro_batch_size)?;
+        if let Some(path) = path {
+            let json = serde_json::to_vec(&reference.values).map_err(|error| Error::file(&path, error.to_string()))?;
+            files::write(&path, &json)?;
+        }
+        Ok(reference)
+    }
+
+    fn compute(loss: &dyn RobustLoss, model: &dyn CausalLm, rows: &[Example], size: usize) -> Result<Self> {
+        let _guard = tch::no_grad_guard();
+        let mut reference = Self::default();
+        let mut sorted: Vec<&Example> = rows.iter().collect();
+        sorted.sort_by_key(|example| example.len());
+        for rows in sorted.chunks(size) {
+            let batch = Batch::new(rows.iter().map(|example| (*example).clone()).collect(), model.device())?;
+            for (name, values) in loss.precompute(model, &batch)? {
+                if values.len() != rows.len() {
+                    return Err(Error::mismatch(
+                        format!("precomputed {name:?}"),
+                        format!("{} rows", rows.len()),
+                        values.len(),
+                    ));
+                }
+                for (example, values) in rows.iter().zip(values) {
+                    reference.values.entry(example.id().to_string()).or_default().insert(name.clone(), values);
+                }
+            }
+        }
+        Ok(reference)
+    }
+
+    /// A batch of these rows with the numbers that belong to each.
+    pub(super) fn batch(&self, rows: Vec<Example>, names: &[&str], device: Device) -> Result<Batch> {
+        let mut values = Vec::new();
+        for name in names {
+            let of_rows = rows.iter().map(|example| {
+                let of_example = self.values.get(example.id()).and_then(|values| values.get(*name));
+                // Utility rows have none.
+                of_example.cloned().unwrap_or_default()
+            });
+            values.push((*name, of_rows.collect::<Vec<_>>()));
+        }
+        values.into_iter().try_fold(Batch::new(rows, device)?, |batch, (name, values)| batch.with_values(name, values))
+    }
+}
+
+/// What the numbers depend on: the model, the rows' tokens (and so the data, the template and the length limit), and which.
+fn key(names: &[&str], fingerprint: &str, rows: &[Example]) -> String {
+    let mut hash = Sha256::new();
+    hash.update(fingerprint);
+    for name in names {
+        hash.update(name);
+    }
+    for example in rows {
+        hash.update(example.id());
+        let tokens = example.continuations().iter().map(|one| &one.tokens);
+        for tokens in std::iter::once(example.prompt()).chain(tokens) {
+            hash.update((tokens.len() as u64).to_le_bytes());
+            tokens.ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
+        }
+    }
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,113 @@
+//! What an update reports.
+
+use std::collections::BTreeMap;
+
+use ndarray::Array2;
+use serde::{Deserialize, Serialize};
+
+use crate::AttackStatistics;
+
+/// The numbers of one update.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct UpdateMetrics {
+    /// The update, from 1.
+    pub update: usize,
+    /// Updates in the whole run.
+    pub updates_total: usize,
+    /// The epoch that the update belongs to, from 0.
+    pub epoch: u64,
+    /// The learning rate of this update.
+    pub learning_rate: f64,
+    /// L2 norm of the gradient before clipping.
+    pub gradient_norm: f64,
+    /// The weighed sum of all terms.
+    pub loss: f64,
+    /// For each term its mean over rows, before weight and cut-off.
+    pub terms: BTreeMap<String, f64>,
+    /// What the attack did, if there was one.
+    pub attack: Option<AttackMetrics>,
+    /// Rows.
+    pub rows: usize,
+    /// Tokens of prompts and continuations.
+    pub tokens: usize,
+    /// Micro-batches.
+    pub micro_batches: usize,
+    /// Wall-clock seconds.
+    pub seconds: f64,
+}
+
+/// What the attack of one update did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct AttackMetrics {
+    /// Rows attacked.
+    pub rows: usize,
+    /// Mean objective of a row at the first candidate.
+    pub objective_first: f64,
+    /// Mean objective of a row at the last candidate tried, or at the best where the best is kept.
+    pub objective_last: f64,
+    /// Share of the perturbed tokens whose norm is within a thousandth of the radius.
+    pub edge_share: f64,
+    /// Mean norm of a perturbed token's vector, as a share of the radius.
+    pub mean_size: f64,
+    /// Epsilon in the units of what is perturbed.
+    pub radius: f64,
+    /// Forward passes over micro-batches.
+    pub forward_passes: u64,
+    /// Backward passes over micro-batches.
+    pub backward_passes: u64,
+}
+
+impl From<&AttackStatistics> for AttackMetrics {
+    fn from(sums: &AttackStatistics) -> Self {
+        let rows = sums.rows.max(1) as f64;
+        let tokens = sums.tokens.max(1) as f64;
+        Self {
+            rows: sums.rows,
+            objective_first: sums.objective_first / rows,
+            objective_last: sums.objective_last / rows,
+            edge_share: sums.tokens_at_edge as f64 / tokens,
+            mean_size: sums.relative_size / tokens,
+            radius: sums.radius,
+            forward_passes: sums.forward_passes,
+            backward_passes: sums.backward_passes,
+        }
+    }
+}
+
+impl UpdateMetrics {
+    /// Every number worth a curve, with its name.
+    pub fn scalars(&self) -> Vec<(String, f64)> {
+        let mut scalars = vec![
+            ("train/loss".to_string(), self.loss),
+            ("train/learning_rate".to_string(), self.learning_rate),
+            ("train/gradient_norm".to_string(), self.gradient_norm),
+            ("train/epoch".to_string(), self.epoch as f64),
+            ("train/seconds".to_string(), self.seconds),
+        ];
+        scalars.extend(self.terms.iter().map(|(name, value)| (format!("term/{name}"), *value)));
+        if let Some(attack) = &self.attack {
+            for (name, value) in [
+                ("objective_first", attack.objective_first),
+                ("objective_last", attack.objective_last),
+                ("edge_share", attack.edge_share),
+                ("mean_size", attack.mean_size),
+            ] {
+                scalars.push((format!("attack/{name}"), value));
+            }
+        }
+        scalars
+    }
+}
+
+/// The scalars of many updates as an array `[updates, names]`, for analysis; NaN where an update lacks a scalar.
+pub fn metrics_array(updates: &[UpdateMetrics]) -> (Vec<String>, Array2<f64>) {
+    let rows: Vec<BTreeMap<String, f64>> =
+        updates.iter().map(|update| update.scalars().into_iter().collect()).collect();
+    let mut names: Vec<String> = rows.iter().flat_map(|row| row.keys().cloned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    let array = Array2::from_shape_fn((rows.len(), names.len()), |(row, column)| {
+        rows[row].get(&names[column]).copied().unwrap_or(f64::NAN)
+    });
+    (names, array)
+}

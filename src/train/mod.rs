@@ -1,0 +1,20 @@
+//! The training loop and what belongs to it.
+
+mod checkpoint;
+mod data;
+mod metrics;
+mod observer;
+mod optimizer;
+mod schedule;
+mod settings;
+mod tensorboard;
+mod trainer;
+
+pub use data::TrainingData;
+pub use metrics::{AttackMetrics, UpdateMetrics, metrics_array};
+pub use observer::{JsonLines, Observer, Progress};
+pub use optimizer::OptimizerConfig;
+pub use schedule::{Schedule, ScheduleShape};
+pub use settings::{Grouping, TrainSettings};
+pub use tensorboard::TensorBoard;
+pub use trainer::{AdversarialTrainer, Finish, TrainerBuilder};

@@ -1,0 +1,69 @@
+//! The learning rate over a run.
+
+use std::f64::consts::PI;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
+
+/// How the learning rate goes over a run.
+///
+/// | Name | Default | Purpose | Range |
+/// |---|---|---|---|
+/// | `warm_up` | 0.03 | share of the updates in which it rises linearly from 0 | 0 to below 1 |
+/// | `shape` | `cosine` | how it falls afterwards | |
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Schedule {
+    /// Share of the updates in which the rate rises linearly from 0.
+    pub warm_up: f64,
+    /// How the rate falls afterwards.
+    pub shape: ScheduleShape,
+}
+
+/// How a learning rate falls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ScheduleShape {
+    /// Half a cosine, to 0 (the paper's).
+    #[default]
+    Cosine,
+    /// Linearly to 0.
+    Linear,
+    /// Not at all.
+    Constant,
+}
+
+impl Default for Schedule {
+    fn default() -> Self {
+        Self { warm_up: 0.03, shape: ScheduleShape::Cosine }
+    }
+}
+
+impl Schedule {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// If the warm-up is not a share.
+    pub fn validate(&self) -> Result<()> {
+        if !(0.0..1.0).contains(&self.warm_up) {
+            return Err(Error::setting("train.schedule.warm_up", self.warm_up, "at least 0 and below 1"));
+        }
+        Ok(())
+    }
+
+    /// What the learning rate is multiplied by at an update (from 0) of `total`, as transformers' schedules do.
+    pub fn factor(&self, update: usize, total: usize) -> f64 {
+        let warm_up = (self.warm_up * total as f64).round();
+        let update = update as f64;
+        if update < warm_up {
+            return update / warm_up.max(1.0);
+        }
+        let done = ((update - warm_up) / (total as f64 - warm_up).max(1.0)).min(1.0);
+        match self.shape {
+            ScheduleShape::Cosine => 0.5 * (1.0 + (PI * done).cos()),
+            ScheduleShape::Linear => 1.0 - done,
+            ScheduleShape::Constant => 1.0,
+        }
+    }
+}

@@ -1,0 +1,611 @@
+//! The training loop.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
+
+use serde::{Deserialize, Serialize};
+use tch::{Kind, Tensor};
+
+use super::{
+    checkpoint::CheckpointStore,
+    data::{Reference, TrainingData},
+    metrics::UpdateMetrics,
+    observer::Observer,
+    optimizer::AdamW,
+    settings::{Grouping, TrainSettings},
+};
+use crate::{
+    AttackObjective, AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind,
+    Draws, EmbeddingAttack, Error, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler,
+    SamplerSettings, Source, TargetCrossEntropy, Term, TrainableLm, UpdateSize, UtilityLoss, WarmStarts,
+    error::Context, files, generator, read_tensors, tensor, write_tensors,
+};
+
+/// Trains a model against an attack.
+///
+/// Built by [`AdversarialTrainer::builder`] from one attack, one robust loss, at most one utility loss, data and settings.
+/// [`AdversarialTrainer::step`] makes one update, [`AdversarialTrainer::run`] all that are left. Without attack and robust
+/// loss it is plain supervised fine-tuning.
+///
+/// An update: rows from the sampler, cut into micro-batches; for each the attack, then the losses on the perturbation found
+/// for that micro-batch, then the backward pass; at last clipping and AdamW. The same settings and data give the same run,
+/// bit for bit on a CPU, also where it was stopped and resumed. libtorch's generator, which is process-wide, is seeded
+/// before every micro-batch for the sake of dropout.
+pub struct AdversarialTrainer<M: TrainableLm> {
+    model: M,
+    attack: Option<Attacking>,
+    robust: Option<Box<dyn RobustLoss>>,
+    utility: Option<Box<dyn UtilityLoss>>,
+    data: TrainingData,
+    settings: TrainSettings,
+    sampler: Sampler,
+    optimizer: AdamW,
+    reference: Reference,
+    observers: Vec<Box<dyn Observer>>,
+    checkpoints: Option<CheckpointStore>,
+    update: usize,
+    updates_total: usize,
+    model_fingerprint: String,
+}
+
+/// The attack with all that belongs to it.
+struct Attacking {
+    attack: Box<dyn EmbeddingAttack>,
+    objective: Box<dyn AttackObjective>,
+    runner: AttackRunner,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Finish {
+    /// All updates are made.
+    Completed,
+    /// Stopped from outside; a checkpoint holds what was done.
+    Stopped,
+}
+
+impl<M: TrainableLm> std::fmt::Debug for AdversarialTrainer<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("AdversarialTrainer")
+            .field("update", &self.update)
+            .field("updates_total", &self.updates_total)
+            .field("settings", &self.settings)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Collects what an [`AdversarialTrainer`] is made of.
+#[must_use]
+pub struct TrainerBuilder<M: TrainableLm> {
+    model: M,
+    attack: Option<(Box<dyn EmbeddingAttack>, AttackSettings)>,
+    objective: Box<dyn AttackObjective>,
+    robust: Option<Box<dyn RobustLoss>>,
+    utility: Option<Box<dyn UtilityLoss>>,
+    data: TrainingData,
+    settings: TrainSettings,
+    folder: Option<PathBuf>,
+}
+
+impl<M: TrainableLm> std::fmt::Debug for TrainerBuilder<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TrainerBuilder").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+impl<M: TrainableLm> TrainerBuilder<M> {
+    /// The attack, and what the framework does around it.
+    pub fn attack(mut self, attack: impl EmbeddingAttack + 'static, settings: AttackSettings) -> Self {
+        self.attack = Some((Box::new(attack), settings));
+        self
+    }
+
+    /// What the attack drives down; [`TargetCrossEntropy`] if not set.
+    pub fn objective(mut self, objective: impl AttackObjective + 'static) -> Self {
+        self.objective = Box::new(objective);
+        self
+    }
+
+    /// The loss on robust rows.
+    pub fn robust(mut self, loss: impl RobustLoss + 'static) -> Self {
+        self.robust = Some(Box::new(loss));
+        self
+    }
+
+    /// The loss on utility rows.
+    pub fn utility(mut self, loss: impl UtilityLoss + 'static) -> Self {
+        self.utility = Some(Box::new(loss));
+        self
+    }
+
+    /// The rows.
+    pub fn data(mut self, data: TrainingData) -> Self {
+        self.data = data;
+        self
+    }
+
+    /// The settings; [`TrainSettings::default`] if not set.
+    pub fn settings(mut self, settings: TrainSettings) -> Self {
+        self.settings = settings;
+        self
+    }
+
+    /// The run's folder: for checkpoints and the cache of reference values. Without, nothing is kept.
+    pub fn folder(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.folder = Some(folder.into());
+        self
+    }
+
+    /// Checks that everything fits together, and computes reference values where the loss wants them.
+    ///
+    /// # Errors
+    /// If a setting is out of range, a loss has no rows or rows no loss, a row lacks a continuation that the loss needs,
+    /// two rows share an id, the model has nothing to train or computes in float16, or a loss compares with the original
+    /// model and there is no adapter that could be switched off.
+    pub fn build(self) -> Result<AdversarialTrainer<M>> {
+        self.settings.validate()?;
+        self.check_model()?;
+        self.check_rows()?;
+        let settings = self.settings;
+        let sampler = Sampler::new(SamplerSettings {
+            primary_rows: self.data.robust.len(),
+            utility_rows: self.data.utility.len(),
+            batch_size: settings.batch_size,
+            utility_share: settings.utility_share,
+            seed: settings.seed,
+        })?;
+        let planned = settings.epochs * sampler.updates_per_epoch() as usize;
+        let attack = match self.attack {
+            Some((attack, around)) => Some(Attacking::new(attack, around, self.objective, &self.model)?),
+            None => None,
+        };
+        let optimizer = AdamW::new(self.model.parameters(), settings.optimizer.clone())?;
+        let mut trainer = AdversarialTrainer {
+            checkpoints: self.folder.as_deref().map(|folder| CheckpointStore::new(folder, settings.keep_checkpoints)),
+            model_fingerprint: self.model.fingerprint()?,
+            updates_total: settings.max_updates.map_or(planned, |most| most.min(planned)),
+            model: self.model,
+            attack,
+            robust: self.robust,
+            utility: self.utility,
+            data: self.data,
+            settings,
+            sampler,
+            optimizer,
+            reference: Reference::default(),
+            observers: Vec::new(),
+            update: 0,
+        };
+        // What a checkpoint says of the original model counts: with all weights in training this one is another by now.
+        if let Some((_, folder)) = trainer.latest_checkpoint()? {
+            trainer.model_fingerprint = TrainerState::read(&folder)?.model_fingerprint;
+        }
+        trainer.prepare_reference(self.folder.as_deref())?;
+        Ok(trainer)
+    }
+
+    fn check_model(&self) -> Result<()> {
+        if self.model.kind() == Kind::Half {
+            return Err(Error::setting(
+                "dtype",
+                "float16",
+                "bfloat16 or float32 to train: float16 would need loss scaling",
+            ));
+        }
+        if self.model.parameters().is_empty() {
+            return Err(Error::mismatch(
+                "model to train",
+                "one with an adapter, or with all weights in training",
+                "neither",
+            ));
+        }
+        let uses_reference = self.robust.as_ref().is_some_and(|loss| loss.uses_reference())
+            || self.utility.as_ref().is_some_and(|loss| loss.uses_reference());
+        if uses_reference && !self.model.has_adapter() {
+            let expected = "one with an adapter, which is switched off for the reference";
+            return Err(Error::mismatch("model for a loss that compares with the original", expected, "one without"));
+        }
+        Ok(())
+    }
+
+    fn check_rows(&self) -> Result<()> {
+        self.data.check_ids()?;
+        let share = self.settings.utility_share;
+        for (what, loss, rows, wanted) in [
+            ("robust", self.robust.is_some(), self.data.robust.len(), share < 1.0),
+            ("utility", self.utility.is_some(), self.data.utility.len(), share > 0.0),
+        ] {
+            if wanted && !loss {
+                return Err(Error::setting(
+                    "train.utility_share",
+                    share,
+                    format!("such that no {what} row is drawn, without a {what} loss"),
+                ));
+            }
+            if wanted && rows == 0 {
+                return Err(Error::setting(
+                    "train.utility_share",
+                    share,
+                    format!("such that no {what} row is drawn, without {what} rows"),
+                ));
+            }
+        }
+        let needs = self.robust.as_ref().map_or(&[][..], |loss| loss.needs());
+        check_continuations(&self.data.robust, needs)?;
+        check_continuations(&self.data.utility, &[ContinuationKind::Utility])
+    }
+}
+
+fn check_continuations(rows: &[Example], needs: &[ContinuationKind]) -> Result<()> {
+    for example in rows {
+        if let Some(missing) = needs.iter().find(|kind| example.continuation(**kind).is_none()) {
+            return Err(Error::example(example.id(), format!("has no {missing:?} continuation, which the loss needs")));
+        }
+    }
+    Ok(())
+}
+
+impl Attacking {
+    fn new(
+        attack: Box<dyn EmbeddingAttack>,
+        settings: AttackSettings,
+        objective: Box<dyn AttackObjective>,
+        model: &dyn CausalLm,
+    ) -> Result<Self> {
+        let runner = AttackRunner::new(settings, attack.threat(), model)?;
+        let radius = runner.radius();
+        if let Some(reach) = attack.reach(model.hidden_size(), radius).filter(|reach| *reach < radius) {
+            tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");
+        }
+        Ok(Self { attack, objective, runner })
+    }
+}
+
+/// The numbers of a checkpoint that are not tensors.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct TrainerState {
+    update: usize,
+    seed: u64,
+    updates_total: usize,
+    model_fingerprint: String,
+}
+
+const STATE: &str = "trainer.json";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const WARM_STARTS: &str = "warm_starts.safetensors";
+const ATTACK: &str = "attack.safetensors";
+
+impl TrainerState {
+    fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(STATE);
+        serde_json::from_str(&files::read_text(&path)?).map_err(|error| Error::file(path, error.to_string()))
+    }
+}
+
+/// What an update adds up over its micro-batches.
+#[derive(Default)]
+struct Sums {
+    loss: f64,
+    terms: BTreeMap<String, f64>,
+    attack: AttackStatistics,
+    attacked: bool,
+    tokens: usize,
+}
+
+/// Rows of each kind in an update, and its micro-batches.
+struct UpdatePlan {
+    micro_batches: Vec<Vec<(Source, usize)>>,
+    rows: BTreeMap<ContinuationKind, usize>,
+}
+
+impl<M: TrainableLm> AdversarialTrainer<M> {
+    /// Begins with the model; it must have something to train.
+    pub fn builder(model: M) -> TrainerBuilder<M> {
+        TrainerBuilder {
+            model,
+            attack: None,
+            objective: Box::new(TargetCrossEntropy),
+            robust: None,
+            utility: None,
+            data: TrainingData::default(),
+            settings: TrainSettings::default(),
+            folder: None,
+        }
+    }
+
+    fn prepare_reference(&mut self, folder: Option<&Path>) -> Result<()> {
+        if let Some(loss) = &self.robust {
+            let size = self.settings.micro_batch_size;
+            self.reference = Reference::prepare(
+                loss.as_ref(),
+                &self.model,
+                &self.model_fingerprint,
+                &self.data.robust,
+                size,
+                folder,
+            )
+            .context(|| "computing reference values")?;
+        }
+        Ok(())
+    }
+
+    /// Adds one who sees the metrics of every update.
+    pub fn observe(&mut self, observer: impl Observer + 'static) {
+        self.observers.push(Box::new(observer));
+    }
+
+    /// The model.
+    pub fn model(&self) -> &M {
+        &self.model
+    }
+
+    /// Gives the model back.
+    pub fn into_model(self) -> M {
+        self.model
+    }
+
+    /// Updates made.
+    pub fn updates_done(&self) -> usize {
+        self.update
+    }
+
+    /// Updates of the whole run.
+    pub fn updates_total(&self) -> usize {
+        self.updates_total
+    }
+
+    /// Epsilon of the attack, in the units of what is perturbed.
+    pub fn radius(&self) -> Option<f64> {
+        self.attack.as_ref().map(|attack| attack.runner.radius())
+    }
+
+    /// Makes one update.
+    ///
+    /// # Errors
+    /// If a plug-in or libtorch fails, or a loss or gradient is not finite; the weights are then as before the update.
+    pub fn step(&mut self) -> Result<UpdateMetrics> {
+        let begin = Instant::now();
+        let update = self.update;
+        let plan = self.plan(update);
+        self.optimizer.zero_gradients()?;
+        let mut sums = Sums::default();
+        for (index, rows) in plan.micro_batches.iter().enumerate() {
+            self.micro_batch(index, rows, &plan, &mut sums)
+                .context(|| format!("making update {}, micro-batch {}", update + 1, index + 1))?;
+        }
+        let norm = self.optimizer.gradient_norm()?;
+        let factor = self.settings.schedule.factor(update, self.updates_total);
+        let learning_rate = self.settings.optimizer.learning_rate * factor;
+        self.optimizer.step(learning_rate, norm).context(|| format!("making update {}", update + 1))?;
+        self.optimizer.zero_gradients()?;
+        self.update += 1;
+        Ok(UpdateMetrics {
+            update: self.update,
+            updates_total: self.updates_total,
+            epoch: self.sampler.epoch_of(update as u64),
+            learning_rate,
+            gradient_norm: norm,
+            loss: sums.loss,
+            terms: sums.terms,
+            attack: sums.attacked.then(|| (&sums.attack).into()),
+            rows: plan.micro_batches.iter().map(Vec::len).sum(),
+            tokens: sums.tokens,
+            micro_batches: plan.micro_batches.len(),
+            seconds: begin.elapsed().as_secs_f64(),
+        })
+    }
+
+    fn plan(&self, update: usize) -> UpdatePlan {
+        let drawn = self.sampler.batch(update as u64);
+        let mut rows = BTreeMap::new();
+        for place in &drawn {
+            for continuation in self.data.get(*place).continuations() {
+                *rows.entry(continuation.kind).or_default() += 1;
+            }
+        }
+        let size = self.settings.micro_batch_size;
+        let micro_batches = match self.settings.grouping {
+            Grouping::AsDrawn => drawn.chunks(size).map(<[_]>::to_vec).collect(),
+            Grouping::ByLength => {
+                let of = |source| {
+                    let mut rows: Vec<_> = drawn.iter().filter(|place| place.0 == source).copied().collect();
+                    rows.sort_by_key(|place| self.data.get(*place).len());
+                    rows.chunks(size).map(<[_]>::to_vec).collect::<Vec<_>>()
+                };
+                [of(Source::Primary), of(Source::Utility)].concat()
+            }
+        };
+        UpdatePlan { micro_batches, rows }
+    }
+
+    fn micro_batch(
+        &mut self,
+        index: usize,
+        rows: &[(Source, usize)],
+        plan: &UpdatePlan,
+        sums: &mut Sums,
+    ) -> Result<()> {
+        self.seed_dropout(index);
+        let examples: Vec<Example> = rows.iter().map(|place| self.data.get(*place).clone()).collect();
+        let names = self.robust.as_ref().map_or(&[][..], |loss| loss.precomputes());
+        let batch = self.reference.batch(examples, names, self.model.device())?;
+        sums.tokens += batch.layout().tokens();
+        let outcome = self.run_attack(&batch, sums)?;
+        let (reseeded, perturbations) = match outcome {
+            Some(outcome) => (outcome.batch, outcome.perturbations),
+            None => (None, Vec::new()),
+        };
+        let batch = reseeded.as_ref().unwrap_or(&batch);
+        let perturbations: Vec<Option<&Perturbation>> =
+            if perturbations.is_empty() { vec![None] } else { perturbations.iter().map(Some).collect() };
+        for perturbation in &perturbations {
+            let terms = self.terms(batch, *perturbation)?;
+            self.backward(&terms, 1.0 / perturbations.len() as f64, plan, sums)?;
+        }
+        Ok(())
+    }
+
+    /// libtorch's generator decides dropout alone; everything else has generators of its own.
+    fn seed_dropout(&self, micro_batch: usize) {
+        use rand::RngExt;
+        let mut random = generator(self.settings.seed, &format!("dropout\0{}\0{micro_batch}", self.update));
+        tch::manual_seed(i64::from(random.random::<u32>()));
+    }
+
+    fn run_attack(&mut self, batch: &Batch, sums: &mut Sums) -> Result<Option<AttackOutcome>> {
+        let Some(Attacking { attack, objective, runner }) = &mut self.attack else { return Ok(None) };
+        let draws = Draws { seed: self.settings.seed, epoch: self.sampler.epoch_of(self.update as u64) };
+        let outcome =
+            runner.run(attack.as_mut(), objective.as_mut(), &self.model, batch, draws).context(|| "attacking")?;
+        sums.attack.add(&outcome.statistics);
+        sums.attacked = true;
+        Ok(Some(outcome))
+    }
+
+    fn terms(&self, batch: &Batch, perturbation: Option<&Perturbation>) -> Result<Vec<Term>> {
+        use ContinuationKind::{Harmful, Safe, Utility};
+        let attacked = self.attack.as_ref().map(|attack| attack.attack.threat().rows);
+        let mut terms = Vec::new();
+        if let (Some(loss), Some(rows)) = (&self.robust, batch.select(&[Harmful, Safe])?) {
+            let perturbation = perturbation.filter(|_| attacked != Some(Utility));
+            let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
+            terms.extend(loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?);
+        }
+        if let (Some(loss), Some(rows)) = (&self.utility, batch.select(&[Utility])?) {
+            let perturbation = perturbation.filter(|_| attacked == Some(Utility));
+            let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
+            terms.extend(loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?);
+        }
+        Ok(terms)
+    }
+
+    fn loss_input<'a>(&'a self, batch: &'a Batch, perturbation: Option<&'a Perturbation>) -> LossInput<'a> {
+        LossInput { model: &self.model, batch, perturbation, dropout: self.settings.dropout }
+    }
+
+    fn backward(&self, terms: &[Term], share: f64, plan: &UpdatePlan, sums: &mut Sums) -> Result<()> {
+        let mut total: Option<Tensor> = None;
+        for term in terms {
+            let rows = match &term.values {
+                crate::TermValues::Rows { kind, .. } => plan.rows.get(kind).copied().unwrap_or(0),
+                crate::TermValues::Update(_) => 0,
+            };
+            let size = UpdateSize { rows, micro_batches: plan.micro_batches.len() };
+            let reduced = term.reduce(self.settings.reduction, size)?;
+            *sums.terms.entry(term.name.clone()).or_default() += share * tensor::number(&reduced.mean)?;
+            if term.weight != 0.0 {
+                total = Some(match total {
+                    Some(total) => total.f_add(&reduced.loss)?,
+                    None => reduced.loss,
+                });
+            }
+        }
+        let Some(total) = total else { return Ok(()) };
+        let total = total.f_mul_scalar(share)?;
+        let value = tensor::number(&total)?;
+        if !value.is_finite() {
+            return Err(ErrorKind::NotFinite { what: "loss".into(), value }.into());
+        }
+        sums.loss += value;
+        // A loss of constants alone (a utility loss of weight 0 on a batch of its own, say) has nothing to go back to.
+        if total.requires_grad() {
+            total.f_backward()?;
+        }
+        Ok(())
+    }
+
+    /// Makes all updates that are left, shows each to the observers, and writes checkpoints. `stop` is looked at between
+    /// updates: once it is true, a checkpoint is written and the run ends.
+    ///
+    /// # Errors
+    /// As [`AdversarialTrainer::step`], or if an observer fails or a checkpoint cannot be written.
+    pub fn run(&mut self, stop: &AtomicBool) -> Result<Finish> {
+        while self.update < self.updates_total {
+            if stop.load(Ordering::Relaxed) {
+                self.save_checkpoint()?;
+                self.finish_observers()?;
+                return Ok(Finish::Stopped);
+            }
+            let metrics = self.step()?;
+            tracing::debug!(update = metrics.update, loss = metrics.loss, seconds = metrics.seconds, "update");
+            for observer in &mut self.observers {
+                observer.update(&metrics)?;
+            }
+            let every = self.settings.checkpoint_every;
+            if every > 0 && self.update.is_multiple_of(every) && self.update < self.updates_total {
+                self.save_checkpoint()?;
+            }
+        }
+        self.save_checkpoint()?;
+        self.finish_observers()?;
+        Ok(Finish::Completed)
+    }
+
+    fn finish_observers(&mut self) -> Result<()> {
+        self.observers.iter_mut().try_for_each(|observer| observer.finish())
+    }
+
+    /// Writes a checkpoint, if the trainer has a folder: weights, moments, warm starts, the attack's state, the place in the
+    /// run.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save_checkpoint(&self) -> Result<()> {
+        let Some(store) = &self.checkpoints else { return Ok(()) };
+        let state = TrainerState {
+            update: self.update,
+            seed: self.settings.seed,
+            updates_total: self.updates_total,
+            model_fingerprint: self.model_fingerprint.clone(),
+        };
+        store.save(self.update, |folder| {
+            write_tensors(&folder.join(OPTIMIZER), &self.optimizer.state())?;
+            if let Some(Attacking { attack, runner, .. }) = &self.attack {
+                write_tensors(&folder.join(WARM_STARTS), &runner.warm_starts().to_tensors())?;
+                write_tensors(&folder.join(ATTACK), &attack.state()?)?;
+            }
+            let path = folder.join(STATE);
+            let json = serde_json::to_vec_pretty(&state).map_err(|error| Error::file(&path, error.to_string()))?;
+            files::write(&path, &json)
+        })?;
+        Ok(())
+    }
+
+    fn latest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
+        match &self.checkpoints {
+            Some(store) => store.latest(),
+            None => Ok(None),
+        }
+    }
+
+    /// Goes back to the newest checkpoint of the trainer's folder, if there is one; gives the number of updates done.
+    ///
+    /// # Errors
+    /// If the checkpoint is of a run with another seed or length, or a file of it is not what it should be.
+    pub fn resume(&mut self) -> Result<usize> {
+        let Some((_, folder)) = self.latest_checkpoint()? else { return Ok(0) };
+        let state = TrainerState::read(&folder)?;
+        let own = (self.settings.seed, self.updates_total);
+        if (state.seed, state.updates_total) != own {
+            let found = format!("seed {} and {} updates", state.seed, state.updates_total);
+            let expected = format!("seed {} and {} updates, as the settings say", own.0, own.1);
+            return Err(Error::file(folder.join(STATE), format!("expected a run of {expected}, found {found}")));
+        }
+        let device = self.model.device();
+        self.optimizer
+            .restore(read_tensors(&folder.join(OPTIMIZER), device)?)
+            .context(|| format!("resuming from {}", folder.display()))?;
+        if let Some(Attacking { attack, runner, .. }) = &mut self.attack {
+            runner
+                .set_warm_starts(WarmStarts::from_tensors(read_tensors(&folder.join(WARM_STARTS), tch::Device::Cpu)?)?);
+            attack.restore(read_tensors(&folder.join(ATTACK), device)?.into_iter().collect())?;
+        }
+        self.update = state.update;
+        Ok(self.update)
+    }
+}
