@@ -3,9 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    AttackObjective, Draws, EmbeddingAttack, Probe, Start, WarmStarts,
-    probe::keep_lower,
-    threat::ThreatModel,
+    AttackObjective, Draws, EmbeddingAttack, Probe, Start, WarmStarts, probe::keep_lower, threat::ThreatModel,
 };
 use crate::{Batch, CausalLm, Error, Perturbation, Result, tensor};
 

@@ -1,0 +1,293 @@
+//! One TOML file that describes a run, and the paper's runs as presets.
+
+use std::{fmt, path::Path};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Dtype, Error, FloorForm, Grouping, LoraConfig, Pgd, Radius,
+    Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings,
+    Turns, files,
+};
+
+/// A whole run: every setting of model, data, adapter, attack, losses and training.
+///
+/// Written back whole beside the run's results, so that the file alone repeats it. Unknown fields are errors.
+///
+/// ```
+/// use advtrain::{Algorithm, ModelPreset, Preset, RunConfig};
+///
+/// let config = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
+/// let text = config.to_toml()?;
+/// assert_eq!(RunConfig::from_toml(&text, "run.toml")?, config);
+/// # Ok::<(), advtrain::Error>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// The model.
+    #[serde(default)]
+    pub model: ModelSettings,
+    /// How text becomes rows.
+    #[serde(default)]
+    pub data: DataSettings,
+    /// The adapter.
+    #[serde(default)]
+    pub lora: LoraConfig,
+    /// The attack; without, training sees no perturbation (the paper's control).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attack: Option<Pgd>,
+    /// What the framework does around the attack.
+    #[serde(default)]
+    pub attack_settings: AttackSettings,
+    /// The robust loss.
+    pub loss: LossConfig,
+    /// The loss on utility rows, used where `train.utility_share` is above 0.
+    #[serde(default)]
+    pub utility: SupervisedLoss,
+    /// Training.
+    #[serde(default)]
+    pub train: TrainSettings,
+}
+
+/// How a model is loaded.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// The compute dtype; `auto` is decided by the device and written back as what it became.
+    pub dtype: Dtype,
+    /// A template of the paper in place of the folder's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub template: Option<TemplatePreset>,
+}
+
+/// How text becomes rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSettings {
+    /// The most tokens of a prompt with one continuation; at least 2. Default 128.
+    pub max_tokens: usize,
+    /// Which turns of a chat are learnt. Default all.
+    pub turns: Turns,
+}
+
+impl Default for DataSettings {
+    fn default() -> Self {
+        Self { max_tokens: 128, turns: Turns::All }
+    }
+}
+
+/// A robust loss and its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossConfig {
+    /// C-AdvUL.
+    AdvUl(AdvUlLoss),
+    /// C-AdvIPO.
+    AdvIpo(AdvIpoLoss),
+}
+
+impl LossConfig {
+    /// The loss itself.
+    pub fn build(&self) -> Box<dyn RobustLoss> {
+        match self {
+            Self::AdvUl(loss) => Box::new(loss.clone()),
+            Self::AdvIpo(loss) => Box::new(loss.clone()),
+        }
+    }
+
+    fn validate(&self) -> Result<()> {
+        match self {
+            Self::AdvUl(loss) => loss.validate(),
+            Self::AdvIpo(loss) => loss.validate(),
+        }
+    }
+}
+
+/// The paper's two algorithms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Algorithm {
+    /// C-AdvUL.
+    AdvUl,
+    /// C-AdvIPO.
+    AdvIpo,
+}
+
+/// Whose choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Preset {
+    /// The authors' implementation: absolute steps of 1e-4, dropout in the attack, reduction within micro-batches, a
+    /// cut-off that jumps, a floor that zeroes, the last turn of a chat alone, no warm-up. Its plain faults (references of
+    /// another example, stray gradients, masks by the sign of an id) are not reproduced, and weights are not quantised.
+    Published,
+    /// The same losses and schedule with what this crate holds to be right: steps that reach the ball, no dropout in the
+    /// attack, reduction per row, a continuous cut-off, a clamped floor, every turn, warm-up.
+    Corrected,
+}
+
+/// Models of the paper, which differ in epsilon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ModelPreset {
+    /// Gemma-2B-it: 0.1.
+    Gemma2b,
+    /// Phi-3-mini-4k-instruct: 0.1.
+    Phi3Mini,
+    /// Mistral-7B-Instruct: 0.05.
+    Mistral7b,
+    /// Zephyr-7B-beta: 0.075.
+    Zephyr7b,
+    /// Llama-2-7B-chat: 0.05.
+    Llama2_7b,
+}
+
+impl ModelPreset {
+    /// Epsilon as a share of the mean norm of the embedding table's rows.
+    pub fn relative_radius(self) -> f64 {
+        match self {
+            Self::Gemma2b | Self::Phi3Mini => 0.1,
+            Self::Zephyr7b => 0.075,
+            Self::Mistral7b | Self::Llama2_7b => 0.05,
+        }
+    }
+}
+
+impl RunConfig {
+    /// A run of the paper.
+    pub fn preset(algorithm: Algorithm, preset: Preset, model: ModelPreset) -> Self {
+        let threat = ThreatModel { radius: Radius::Relative(model.relative_radius()), ..ThreatModel::default() };
+        let (loss, train, max_tokens) = match algorithm {
+            Algorithm::AdvUl => {
+                let train = TrainSettings { epochs: 5, utility_share: 0.875, ..TrainSettings::default() };
+                (LossConfig::AdvUl(AdvUlLoss::default()), train, 256)
+            }
+            Algorithm::AdvIpo => (LossConfig::AdvIpo(AdvIpoLoss::default()), TrainSettings::default(), 128),
+        };
+        let corrected = Self {
+            model: ModelSettings::default(),
+            data: DataSettings { max_tokens, turns: Turns::All },
+            lora: LoraConfig::default(),
+            attack: Some(Pgd { threat, ..Pgd::default() }),
+            attack_settings: AttackSettings::default(),
+            loss,
+            utility: SupervisedLoss::default(),
+            train,
+        };
+        match preset {
+            Preset::Corrected => corrected,
+            Preset::Published => corrected.as_published(),
+        }
+    }
+
+    fn as_published(mut self) -> Self {
+        self.data.turns = Turns::Last;
+        if let Some(attack) = &mut self.attack {
+            attack.size = StepSize::Absolute(1e-4);
+        }
+        self.attack_settings.dropout = true;
+        match &mut self.loss {
+            LossConfig::AdvUl(loss) => {
+                loss.away_cut_off.form = CutOffForm::Jumping;
+                loss.toward_cut_off.form = CutOffForm::Jumping;
+            }
+            LossConfig::AdvIpo(loss) => loss.harmful_floor.form = FloorForm::Zero,
+        }
+        self.train.reduction = Reduction::MicroBatch;
+        self.train.grouping = Grouping::AsDrawn;
+        self.train.schedule.warm_up = 0.0;
+        self.train.schedule.shape = ScheduleShape::Cosine;
+        self
+    }
+
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first field out of range, its value and what is allowed.
+    pub fn validate(&self) -> Result<()> {
+        if self.data.max_tokens < 2 {
+            return Err(Error::setting("data.max_tokens", self.data.max_tokens, "at least 2"));
+        }
+        self.lora.validate()?;
+        if let Some(attack) = &self.attack {
+            attack.validate()?;
+        }
+        self.attack_settings.validate()?;
+        self.loss.validate()?;
+        self.utility.validate()?;
+        self.train.validate()
+    }
+
+    /// Reads a TOML file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, a field is unknown, missing or of the wrong type, or out of range.
+    pub fn read(path: impl AsRef<Path>) -> Result<Self> {
+        Self::from_toml(&files::read_text(path.as_ref())?, path)
+    }
+
+    /// Reads TOML text; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`RunConfig::read`].
+    pub fn from_toml(text: &str, path: impl AsRef<Path>) -> Result<Self> {
+        let path = path.as_ref();
+        let wrong = |error: &dyn fmt::Display| Error::file(path, error.to_string().trim_end().to_string());
+        let document = toml::Deserializer::parse(text).map_err(|error| wrong(&error))?;
+        let config: Self = serde_path_to_error::deserialize(document)
+            .map_err(|error| wrong(&format!("{}: {}", error.path(), error.inner().message())))?;
+        config.validate().map_err(|error| error.while_doing(format!("reading {}", path.display())))?;
+        Ok(config)
+    }
+
+    /// The whole configuration as TOML.
+    ///
+    /// # Errors
+    /// If a value cannot be written as TOML.
+    pub fn to_toml(&self) -> Result<String> {
+        toml::to_string(self).map_err(|error| Error::mismatch("configuration as TOML", "values that TOML has", error))
+    }
+
+    /// Writes the whole configuration.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, path: impl AsRef<Path>) -> Result<()> {
+        files::write(path.as_ref(), self.to_toml()?.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn presets_are_valid_and_come_back_whole() {
+        for algorithm in [Algorithm::AdvUl, Algorithm::AdvIpo] {
+            for preset in [Preset::Published, Preset::Corrected] {
+                let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
+                config.validate().unwrap();
+                let text = config.to_toml().unwrap();
+                assert_eq!(RunConfig::from_toml(&text, "a.toml").unwrap(), config, "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_field_is_named() {
+        let base = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b).to_toml().unwrap();
+        for (old, new, in_message) in [
+            ("batch_size = 64", "batchsize = 64", "train.batchsize: unknown field"),
+            ("batch_size = 64", "batch_size = 0", "train.batch_size = 0: must be at least 1"),
+            ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1: must be above 0"),
+            ("beta = 0.25", "beta = 0", "beta"),
+            ("rank = 64", "rank = \"many\"", "lora.rank: invalid type"),
+        ] {
+            assert!(base.contains(old), "{base}");
+            let error = RunConfig::from_toml(&base.replacen(old, new, 1), "run.toml").unwrap_err().to_string();
+            assert!(error.contains(in_message), "{error}");
+            assert!(error.contains("run.toml"), "{error}");
+        }
+    }
+}
