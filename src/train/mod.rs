@@ -1,5 +1,6 @@
 //! The training loop and what belongs to it.
 
+mod card;
 mod checkpoint;
 mod data;
 mod metrics;
@@ -10,6 +11,7 @@ mod settings;
 mod tensorboard;
 mod trainer;
 
+pub use card::ModelCard;
 pub use data::TrainingData;
 pub use metrics::{AttackMetrics, UpdateMetrics, metrics_array};
 pub use observer::{JsonLines, Observer, Progress};

