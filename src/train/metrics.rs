@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use ndarray::Array2;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::AttackStatistics;
 
@@ -17,12 +17,16 @@ pub struct UpdateMetrics {
     /// The epoch that the update belongs to, from 0.
     pub epoch: u64,
     /// The learning rate of this update.
+    #[serde(deserialize_with = "number")]
     pub learning_rate: f64,
     /// L2 norm of the gradient before clipping.
+    #[serde(deserialize_with = "number")]
     pub gradient_norm: f64,
     /// The weighed sum of all terms.
+    #[serde(deserialize_with = "number")]
     pub loss: f64,
     /// For each term its mean over rows, before weight and cut-off.
+    #[serde(deserialize_with = "numbers")]
     pub terms: BTreeMap<String, f64>,
     /// What the attack did, if there was one.
     pub attack: Option<AttackMetrics>,
@@ -33,6 +37,7 @@ pub struct UpdateMetrics {
     /// Micro-batches.
     pub micro_batches: usize,
     /// Wall-clock seconds.
+    #[serde(deserialize_with = "number")]
     pub seconds: f64,
 }
 
@@ -42,19 +47,34 @@ pub struct AttackMetrics {
     /// Rows attacked.
     pub rows: usize,
     /// Mean objective of a row at the first candidate.
+    #[serde(deserialize_with = "number")]
     pub objective_first: f64,
     /// Mean objective of a row at the last candidate tried, or at the best where the best is kept.
+    #[serde(deserialize_with = "number")]
     pub objective_last: f64,
     /// Share of the perturbed tokens whose norm is within a thousandth of the radius.
+    #[serde(deserialize_with = "number")]
     pub edge_share: f64,
     /// Mean norm of a perturbed token's vector, as a share of the radius.
+    #[serde(deserialize_with = "number")]
     pub mean_size: f64,
     /// Epsilon in the units of what is perturbed.
+    #[serde(deserialize_with = "number")]
     pub radius: f64,
     /// Forward passes over micro-batches.
     pub forward_passes: u64,
     /// Backward passes over micro-batches.
     pub backward_passes: u64,
+}
+
+/// JSON has no number that is not finite: serde_json writes null, which is read back as NaN.
+fn number<'de, D: Deserializer<'de>>(json: D) -> Result<f64, D::Error> {
+    Ok(Option::<f64>::deserialize(json)?.unwrap_or(f64::NAN))
+}
+
+fn numbers<'de, D: Deserializer<'de>>(json: D) -> Result<BTreeMap<String, f64>, D::Error> {
+    let numbers = BTreeMap::<String, Option<f64>>::deserialize(json)?;
+    Ok(numbers.into_iter().map(|(name, number)| (name, number.unwrap_or(f64::NAN))).collect())
 }
 
 impl From<&AttackStatistics> for AttackMetrics {
@@ -110,4 +130,35 @@ pub fn metrics_array(updates: &[UpdateMetrics]) -> (Vec<String>, Array2<f64>) {
         rows[row].get(&names[column]).copied().unwrap_or(f64::NAN)
     });
     (names, array)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_term(name: &str, value: f64) -> UpdateMetrics {
+        UpdateMetrics { terms: BTreeMap::from([(name.to_string(), value)]), ..Default::default() }
+    }
+
+    #[test]
+    fn a_number_that_is_not_finite_survives_a_file() {
+        let metrics = UpdateMetrics {
+            loss: f64::NAN,
+            attack: Some(AttackMetrics { objective_first: f64::INFINITY, ..Default::default() }),
+            ..with_term("away", f64::NAN)
+        };
+        let read: UpdateMetrics = serde_json::from_str(&serde_json::to_string(&metrics).unwrap()).unwrap();
+        assert!(read.loss.is_nan() && read.terms["away"].is_nan() && read.attack.unwrap().objective_first.is_nan());
+        let missing = r#"{"update":1}"#;
+        assert!(serde_json::from_str::<UpdateMetrics>(missing).is_err());
+    }
+
+    #[test]
+    fn an_absent_scalar_is_nan_in_the_array() {
+        let (names, array) = metrics_array(&[with_term("away", -1.0), with_term("toward", 2.0)]);
+        let column = |name: &str| names.iter().position(|own| own == name).unwrap();
+        assert_eq!(array[[0, column("term/away")]], -1.0);
+        assert_eq!(array[[1, column("term/toward")]], 2.0);
+        assert!(array[[0, column("term/toward")]].is_nan() && array[[1, column("term/away")]].is_nan());
+    }
 }

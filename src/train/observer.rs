@@ -1,7 +1,7 @@
 //! Those who watch a run: log files and the progress bar.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{self, File, OpenOptions},
     io::{IsTerminal, Write, stderr},
     path::{Path, PathBuf},
 };
@@ -40,39 +40,53 @@ impl JsonLines {
     /// for one that goes on.
     ///
     /// # Errors
-    /// If the file cannot be read or written.
+    /// If the file cannot be read or written, or a line but the last is not an update's metrics.
     pub fn open(path: impl Into<PathBuf>, keep: usize) -> Result<Self> {
         let path = path.into();
-        let kept: String = match path.exists() {
-            true => files::read_text(&path)?
-                .lines()
-                .filter(|line| is_kept(line, keep))
-                .map(|line| format!("{line}\n"))
-                .collect(),
-            false => String::new(),
-        };
-        files::write(&path, kept.as_bytes())?;
+        let mut kept = Vec::new();
+        if path.exists() {
+            for (line, metrics) in whole_lines(&path, &read_bytes(&path)?)? {
+                if metrics.update <= keep {
+                    kept.extend_from_slice(line);
+                    kept.push(b'\n');
+                }
+            }
+        }
+        files::write(&path, &kept)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|error| Error::io(&path, error))?;
         Ok(Self { path, file })
     }
 
-    /// Reads the metrics of a file that a run wrote.
+    /// Reads the metrics of a file that a run wrote or is writing: a last line that is cut off is left out.
     ///
     /// # Errors
     /// If the file cannot be read, or a line is not an update's metrics: the message names the line.
     pub fn read(path: impl AsRef<Path>) -> Result<Vec<UpdateMetrics>> {
         let path = path.as_ref();
-        let text = files::read_text(path)?;
-        let parse = |(index, line): (usize, &str)| {
-            serde_json::from_str(line).map_err(|error| Error::file(path, format!("line {}: {error}", index + 1)))
-        };
-        text.lines().enumerate().map(parse).collect()
+        Ok(whole_lines(path, &read_bytes(path)?)?.into_iter().map(|(_, metrics)| metrics).collect())
     }
 }
 
-/// Whether a line is whole and of an update up to `keep`.
-fn is_kept(line: &str, keep: usize) -> bool {
-    serde_json::from_str::<UpdateMetrics>(line).is_ok_and(|metrics| metrics.update <= keep)
+/// As bytes, since a line may have been cut off inside a character.
+fn read_bytes(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).map_err(|error| Error::io(path, error))
+}
+
+/// The lines of a file and what they say, without the last if a crash cut it off.
+fn whole_lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(&'a [u8], UpdateMetrics)>> {
+    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
+    let last = lines.iter().rposition(|line| !line.is_empty());
+    let mut whole = Vec::new();
+    for (index, line) in lines.into_iter().enumerate().filter(|(_, line)| !line.is_empty()) {
+        match serde_json::from_slice(line) {
+            Ok(metrics) => whole.push((line, metrics)),
+            Err(_) if Some(index) == last => {
+                tracing::warn!(path = %path.display(), line = index + 1, "the last line is cut off and left out");
+            }
+            Err(error) => return Err(Error::file(path, format!("line {}: {error}", index + 1))),
+        }
+    }
+    Ok(whole)
 }
 
 impl Observer for JsonLines {
@@ -87,6 +101,7 @@ impl Observer for JsonLines {
 #[derive(Debug)]
 pub struct Progress {
     bar: ProgressBar,
+    begun: bool,
 }
 
 impl Progress {
@@ -96,7 +111,7 @@ impl Progress {
         if let Ok(style) = ProgressStyle::with_template("{bar:30} {pos}/{len} updates, {eta} left  {msg}") {
             bar.set_style(style);
         }
-        Self { bar }
+        Self { bar, begun: false }
     }
 }
 
@@ -109,6 +124,12 @@ impl Default for Progress {
 impl Observer for Progress {
     fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
         self.bar.set_length(metrics.updates_total as u64);
+        if !self.begun {
+            // The updates before a resumed run's first took no time here: they must not enter the estimate.
+            self.bar.set_position((metrics.update as u64).saturating_sub(1));
+            self.bar.reset_eta();
+            self.begun = true;
+        }
         let attack = (metrics.attack.as_ref()).map_or(String::new(), |attack| {
             format!("  attack {:.3} -> {:.3}", attack.objective_first, attack.objective_last)
         });
@@ -120,5 +141,48 @@ impl Observer for Progress {
     fn finish(&mut self) -> Result<()> {
         self.bar.finish_and_clear();
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file_of(updates: &[usize]) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut lines = JsonLines::open(&path, 0).unwrap();
+        for update in updates {
+            lines.update(&UpdateMetrics { update: *update, ..Default::default() }).unwrap();
+        }
+        (folder, path)
+    }
+
+    fn updates(path: &Path) -> Vec<usize> {
+        JsonLines::read(path).unwrap().iter().map(|metrics| metrics.update).collect()
+    }
+
+    #[test]
+    fn a_resumed_run_drops_what_its_checkpoint_does_not_know() {
+        let (_folder, path) = file_of(&[1, 2, 3]);
+        let mut lines = JsonLines::open(&path, 2).unwrap();
+        lines.update(&UpdateMetrics { update: 3, loss: f64::NAN, ..Default::default() }).unwrap();
+        JsonLines::open(&path, 3).unwrap();
+        assert_eq!(updates(&path), [1, 2, 3]);
+        assert!(JsonLines::read(&path).unwrap()[2].loss.is_nan());
+    }
+
+    #[test]
+    fn a_last_line_that_is_cut_off_is_left_out_and_another_is_an_error() {
+        let (_folder, path) = file_of(&[1, 2]);
+        let whole = fs::read(&path).unwrap();
+        // Cut inside a character of two bytes.
+        fs::write(&path, [whole.as_slice(), b"{\"terms\":{\"\xc3"].concat()).unwrap();
+        assert_eq!(updates(&path), [1, 2]);
+        JsonLines::open(&path, 2).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), whole);
+        fs::write(&path, [b"{\n", whole.as_slice()].concat()).unwrap();
+        assert!(JsonLines::open(&path, 2).unwrap_err().to_string().contains("line 1"));
+        assert!(fs::read(&path).unwrap().starts_with(b"{\n"));
     }
 }

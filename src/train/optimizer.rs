@@ -1,6 +1,6 @@
 //! AdamW with gradient clipping, its state in the open so that a run can go on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
@@ -88,7 +88,12 @@ const STEPS: &str = "steps";
 impl AdamW {
     pub(super) fn new(parameters: Vec<Parameter>, config: OptimizerConfig) -> Result<Self> {
         config.validate()?;
+        let mut names = BTreeSet::new();
         let slots = parameters.into_iter().map(|parameter| {
+            // The state of two tensors of one name could not be told apart.
+            if !names.insert(parameter.name.clone()) {
+                return Err(Error::mismatch("names of the trained tensors", "each once", parameter.name));
+            }
             if !matches!(parameter.tensor.kind(), Kind::Float | Kind::Double) {
                 let found = format!("{:?} for {}", parameter.tensor.kind(), parameter.name);
                 return Err(Error::mismatch("dtype of a trained tensor", "float32 or float64", found));
@@ -103,7 +108,7 @@ impl AdamW {
     pub(super) fn gradient_norm(&self) -> Result<f64> {
         let mut squares = Vec::new();
         for slot in &self.slots {
-            let gradient = slot.parameter.tensor.grad();
+            let gradient = slot.parameter.tensor.f_grad()?;
             if gradient.defined() {
                 squares.push(gradient.f_norm()?.f_to_kind(Kind::Double)?.f_square()?);
             }
@@ -127,11 +132,12 @@ impl AdamW {
         let step_size = learning_rate / (1.0 - beta1.powf(count));
         let root_correction = (1.0 - beta2.powf(count)).sqrt();
         for slot in &mut self.slots {
-            let gradient = slot.parameter.tensor.grad();
-            if !gradient.defined() {
-                continue;
-            }
-            let gradient = gradient.f_mul_scalar(clip)?;
+            let gradient = slot.parameter.tensor.f_grad()?;
+            // An undefined gradient is one of zero: once zeroed it is defined, and a resumed run must not differ by that.
+            let gradient = match gradient.defined() {
+                true => gradient.f_mul_scalar(clip)?,
+                false => slot.first.f_zeros_like()?,
+            };
             let _ = slot.first.f_mul_scalar_(beta1)?.f_add_(&gradient.f_mul_scalar(1.0 - beta1)?)?;
             let _ = slot.second.f_mul_scalar_(beta2)?.f_add_(&gradient.f_square()?.f_mul_scalar(1.0 - beta2)?)?;
             let root = slot.second.f_sqrt()?.f_div_scalar(root_correction)?.f_add_scalar(epsilon)?;
@@ -143,7 +149,7 @@ impl AdamW {
 
     pub(super) fn zero_gradients(&mut self) -> Result<()> {
         for slot in &self.slots {
-            let mut gradient = slot.parameter.tensor.grad();
+            let mut gradient = slot.parameter.tensor.f_grad()?;
             if gradient.defined() {
                 let _ = gradient.f_detach_()?.f_zero_()?;
             }
@@ -162,18 +168,16 @@ impl AdamW {
         state
     }
 
-    /// Takes back what [`AdamW::state`] gave; nothing changes if a tensor is missing or of another shape.
+    /// Takes back what [`AdamW::state`] gave; nothing changes if a tensor is missing, or of another shape or dtype.
     pub(super) fn restore(&mut self, mut state: BTreeMap<String, Tensor>) -> Result<()> {
         let mut take = |name: String, like: Option<&Tensor>| -> Result<Tensor> {
-            let expected = like.map_or(vec![1], Tensor::size);
-            match state.remove(&name) {
-                Some(tensor) if tensor.size() == expected => Ok(tensor),
-                Some(tensor) => Err(Error::mismatch(
-                    format!("tensor {name:?}"),
-                    format!("{expected:?}"),
-                    format!("{:?}", tensor.size()),
-                )),
-                None => Err(Error::mismatch(format!("tensor {name:?}"), format!("{expected:?}"), "nothing")),
+            let form = |kind: Kind, size: Vec<i64>| format!("{kind:?} {size:?}");
+            let expected = like.map_or(form(Kind::Int64, vec![1]), |like| form(like.kind(), like.size()));
+            let tensor = state.remove(&name);
+            let found = tensor.as_ref().map_or("nothing".into(), |tensor| form(tensor.kind(), tensor.size()));
+            match tensor {
+                Some(tensor) if found == expected => Ok(tensor),
+                _ => Err(Error::mismatch(format!("tensor {name:?}"), expected, found)),
             }
         };
         let steps = i64::try_from(take(STEPS.to_string(), None)?.f_reshape([] as [i64; 0])?)?;
@@ -283,5 +287,37 @@ mod tests {
         update(&mut resumed, &again);
         assert!(own.equal(&again));
         assert!(resumed.restore(BTreeMap::new()).is_err());
+        let mut wide: BTreeMap<_, _> = resumed.state().into_iter().collect();
+        wide.insert("first.a".into(), Tensor::from_slice(&[0.0f64, 0.0]));
+        assert!(resumed.restore(wide).unwrap_err().to_string().contains("expected Float [2], found Double [2]"));
+    }
+
+    /// In a fresh process a gradient is undefined where one that goes on has zeros.
+    #[test]
+    fn an_undefined_gradient_is_one_of_zero() {
+        let after = |zeroed: bool| {
+            let tensor = Tensor::from_slice(&[1.0f32]).set_requires_grad(true);
+            let own = tensor.shallow_clone();
+            let parameter = Parameter { name: "a".into(), tensor };
+            let mut optimizer = AdamW::new(vec![parameter], OptimizerConfig::default()).unwrap();
+            if zeroed {
+                own.sum(Kind::Float).backward();
+                optimizer.zero_gradients().unwrap();
+            }
+            assert_eq!(optimizer.gradient_norm().unwrap(), 0.0);
+            optimizer.step(0.1, 0.0).unwrap();
+            own.detach().double_value(&[0])
+        };
+        assert_eq!(after(true), after(false));
+        assert_relative_eq!(after(false), 1.0 - 0.1 * 0.001, epsilon = 1e-7);
+    }
+
+    #[test]
+    fn half_precision_and_a_name_twice_are_refused() {
+        let of =
+            |name: &str, kind| Parameter { name: name.into(), tensor: Tensor::zeros([1], (kind, tch::Device::Cpu)) };
+        let new = |list| AdamW::new(list, OptimizerConfig::default());
+        assert!(new(vec![of("a", Kind::BFloat16)]).is_err());
+        assert!(new(vec![of("a", Kind::Float), of("a", Kind::Float)]).is_err());
     }
 }

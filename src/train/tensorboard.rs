@@ -26,9 +26,12 @@ impl TensorBoard {
     pub fn create(folder: impl AsRef<Path>, done: usize) -> Result<Self> {
         let folder = folder.as_ref();
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-        let seconds = now() as u64;
-        let path = folder.join(format!("events.out.tfevents.{seconds:010}.advtrain.{done}.{}", std::process::id()));
-        let file = File::create(&path).map_err(|error| Error::io(&path, error))?;
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        // TensorBoard reads the files of a folder in the order of their names: a later file must come later in it.
+        let (seconds, nanoseconds) = (since.as_secs(), since.subsec_nanos());
+        let name = format!("events.out.tfevents.{seconds:010}.advtrain.{nanoseconds:09}.{}", std::process::id());
+        let path = folder.join(name);
+        let file = File::create_new(&path).map_err(|error| Error::io(&path, error))?;
         let mut board = Self { path, file };
         let mut version = event(0);
         string_field(&mut version, 3, b"brain.Event:2");
@@ -112,5 +115,37 @@ mod tests {
     #[test]
     fn the_checksum_is_crc32c() {
         assert_eq!(crc32c(b"123456789"), 0xe306_9283);
+    }
+
+    /// What TensorBoard's own reader checks of a frame, and the fields by their tags.
+    #[test]
+    fn frames_and_fields_are_where_tensorboard_looks() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut board = TensorBoard::create(folder.path(), 299).unwrap();
+        board.update(&UpdateMetrics { update: 300, loss: 0.5, ..Default::default() }).unwrap();
+        let bytes = fs::read(&board.path).unwrap();
+        let (mut rest, mut events) = (bytes.as_slice(), Vec::new());
+        while !rest.is_empty() {
+            let length = u64::from_le_bytes(rest[..8].try_into().unwrap()) as usize;
+            assert_eq!(rest[8..12], masked_crc(&rest[..8]).to_le_bytes());
+            let (event, after) = rest[12..].split_at(length);
+            assert_eq!(after[..4], masked_crc(event).to_le_bytes());
+            events.push(event);
+            rest = &after[4..];
+        }
+        let [version, restart, update] = events[..] else { panic!("{} events", events.len()) };
+        assert_eq!(version[9..], *b"\x10\0\x1a\x0dbrain.Event:2");
+        // Step 300 as a varint, then SessionLog { status: START }.
+        assert_eq!(restart[9..], [0x10, 0xac, 0x02, 0x3a, 2, 8, 1]);
+        assert_eq!(update[9..13], [0x10, 0xac, 0x02, 0x2a]);
+        let loss = [b"\x0a\x0atrain/loss\x15".as_slice(), &0.5f32.to_le_bytes()].concat();
+        assert!(update.windows(loss.len()).any(|window| window == loss));
+    }
+
+    #[test]
+    fn two_files_of_one_process_are_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let [first, second] = [0, 0].map(|done| TensorBoard::create(folder.path(), done).unwrap().path);
+        assert!(first < second);
     }
 }
