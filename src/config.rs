@@ -177,11 +177,11 @@ impl RunConfig {
         };
         match preset {
             Preset::Corrected => corrected,
-            Preset::Published => corrected.as_published(),
+            Preset::Published => corrected.into_published(),
         }
     }
 
-    fn as_published(mut self) -> Self {
+    fn into_published(mut self) -> Self {
         self.data.turns = Turns::Last;
         if let Some(attack) = &mut self.attack {
             attack.size = StepSize::Absolute(1e-4);

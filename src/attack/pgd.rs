@@ -114,10 +114,10 @@ impl Pgd {
         if !(size > 0.0 && size.is_finite()) {
             return Err(Error::setting("attack.size", size, "above 0 and finite"));
         }
-        if let Some(Momentum { decay }) = self.momentum {
-            if !(0.0..1.0).contains(&decay) {
-                return Err(Error::setting("attack.momentum.decay", decay, "at least 0 and below 1"));
-            }
+        if let Some(Momentum { decay }) = self.momentum
+            && !(0.0..1.0).contains(&decay)
+        {
+            return Err(Error::setting("attack.momentum.decay", decay, "at least 0 and below 1"));
         }
         if let StepRule::Adam { beta1, beta2, epsilon } = self.rule {
             for (field, beta) in [("attack.rule.adam.beta1", beta1), ("attack.rule.adam.beta2", beta2)] {

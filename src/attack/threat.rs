@@ -173,7 +173,9 @@ impl ThreatModel {
         let mut extent = Extent::default();
         for (site, values) in perturbation.parts() {
             let sizes = tensor::numbers(&self.sizes(values, &rows)?)?;
-            if let Some(size) = sizes.iter().find(|size| self.bounded && !(**size <= radius * (1.0 + EDGE))) {
+            if let Some(size) =
+                sizes.iter().find(|size| self.bounded && (size.is_nan() || **size > radius * (1.0 + EDGE)))
+            {
                 return Err(Error::mismatch(
                     format!("norm of a perturbation at {site:?}"),
                     format!("<= {radius}"),

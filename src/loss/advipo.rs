@@ -124,11 +124,11 @@ impl AdvIpoLoss {
         if !(self.weight >= 0.0 && self.weight.is_finite()) {
             return Err(Error::setting("loss.adv_ipo.weight", self.weight, "at least 0 and finite"));
         }
-        if let PreferenceForm::Dpo { label_smoothing } = self.form {
-            if !(0.0..0.5).contains(&label_smoothing) {
-                let field = "loss.adv_ipo.form.dpo.label_smoothing";
-                return Err(Error::setting(field, label_smoothing, "at least 0 and below 0.5"));
-            }
+        if let PreferenceForm::Dpo { label_smoothing } = self.form
+            && !(0.0..0.5).contains(&label_smoothing)
+        {
+            let field = "loss.adv_ipo.form.dpo.label_smoothing";
+            return Err(Error::setting(field, label_smoothing, "at least 0 and below 0.5"));
         }
         Ok(())
     }

@@ -226,7 +226,7 @@ impl Attention {
         if grouped && mask.is_some() && query.device().is_cuda() {
             let repeats = self.heads.query / self.heads.kv;
             let repeat = |x: &Tensor| x.f_repeat_interleave_self_int(repeats, 1, None::<i64>);
-            return Ok(sdpa(query, &repeat(key)?, &repeat(value)?, mask, false)?);
+            return sdpa(query, &repeat(key)?, &repeat(value)?, mask, false);
         }
         sdpa(query, key, value, mask, grouped)
     }
