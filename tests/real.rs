@@ -1,0 +1,174 @@
+//! Against transformers, PEFT and a real model. `make test-real` prepares what they need and runs them.
+
+mod common;
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use advtrain::{
+    Batch, CausalLm, ChatFormat, Decoder, Example, Generation, Input, LoraConfig, Message, Pass, TokenKind, Tokens,
+    TrainableLm,
+    tch::{Device, Kind, Tensor},
+};
+use common::{assert_close, fixture, read};
+use serde_json::{Value, json};
+
+/// The folder that `make test-real` fills.
+fn real() -> PathBuf {
+    std::env::var_os("ADVTRAIN_REAL").expect("ADVTRAIN_REAL is not set: run `make test-real`").into()
+}
+
+fn smollm2() -> PathBuf {
+    real().join("smollm2")
+}
+
+/// Which transformers the reference script runs on.
+#[derive(Clone, Copy, Debug)]
+enum Transformers {
+    Four,
+    Five,
+}
+
+fn reference(version: Transformers, arguments: &[&dyn AsRef<std::ffi::OsStr>]) {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/real/reference.py");
+    let mut command = Command::new(real().join("venv/bin/python"));
+    command.arg(script).args(arguments.iter().map(|argument| argument.as_ref()));
+    if matches!(version, Transformers::Four) {
+        command.env("PYTHONPATH", real().join("tf4"));
+    }
+    // The program's own library path leads to the same libtorch, but not to what Python's needs beside it.
+    let output = command.env_remove("LD_LIBRARY_PATH").output().unwrap();
+    assert!(output.status.success(), "{version:?}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn ids(vocabulary: i64) -> Vec<Vec<i64>> {
+    let row = |len: i64, step: i64| (0..len).map(|at| (1 + at * step) % vocabulary).collect();
+    vec![row(9, 7), row(23, 31)]
+}
+
+fn logits(model: &Decoder, ids: &[i64]) -> Tensor {
+    let prompt = Tokens::of_kind(ids.to_vec(), TokenKind::Template);
+    let batch = Batch::new(vec![Example::new("e", prompt, Vec::new()).unwrap()], Device::Cpu).unwrap();
+    let hidden = model.hidden(&Input::of_batch(model, &batch, None, Pass::default()).unwrap()).unwrap();
+    model.logits(&hidden.last).unwrap().detach()
+}
+
+/// Checks that transformers computes our logits from a folder that we wrote.
+fn assert_same(model: &Decoder, folder: &Path, adapter: Option<&Path>, version: Transformers, tolerance: f64) {
+    let work = tempfile::tempdir().unwrap();
+    let (ids_file, out) = (work.path().join("ids.json"), work.path().join("out.safetensors"));
+    let rows = ids(model.vocabulary());
+    std::fs::write(&ids_file, json!(rows).to_string()).unwrap();
+    let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"logits", &folder, &"--ids", &ids_file, &"--out", &out];
+    if let Some(adapter) = &adapter {
+        arguments.extend([&"--adapter" as &dyn AsRef<std::ffi::OsStr>, adapter]);
+    }
+    reference(version, &arguments);
+    let expected = read(out);
+    for (index, row) in rows.iter().enumerate() {
+        let what = format!("{}, {version:?}, row {index}", folder.display());
+        assert_close(&what, &logits(model, row), &expected[&format!("logits.{index}")], tolerance);
+    }
+}
+
+/// An adapter whose B is not zero.
+fn with_adapter(mut model: Decoder) -> Decoder {
+    model.add_lora(&LoraConfig { rank: 4, alpha: 8.0, ..LoraConfig::default() }, 1).unwrap();
+    let _guard = advtrain::tch::no_grad_guard();
+    for (index, mut parameter) in model.parameters().into_iter().enumerate() {
+        if parameter.name.contains("lora_B") {
+            let count = parameter.tensor.numel() as i64;
+            let values = (Tensor::arange(count, (Kind::Float, Device::Cpu)) * 0.7 + index as f64).sin() * 0.02;
+            parameter.tensor.copy_(&values.view_as(&parameter.tensor));
+        }
+    }
+    model
+}
+
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn logits_of_a_real_model_equal_transformers() {
+    let model = Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap();
+    assert_same(&model, &smollm2(), None, Transformers::Five, 1e-4);
+}
+
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn greedy_answers_equal_transformers_token_for_token() {
+    const TOKENS: usize = 24;
+    let requests = [
+        "What is the capital of France?",
+        "Write a haiku about the sea.",
+        "List three fruits.",
+        "How do I boil an egg?",
+        "Translate 'good morning' into Spanish.",
+        "What is 12 plus 30?",
+        "Why is the sky blue? Answer in one sentence.",
+        "Name a famous painter and one of their works, please.",
+        "Explain photosynthesis to a child.",
+        "Hi",
+    ];
+    let work = tempfile::tempdir().unwrap();
+    let (prompts, out) = (work.path().join("prompts.json"), work.path().join("out.json"));
+    std::fs::write(&prompts, json!(requests).to_string()).unwrap();
+    let count = TOKENS.to_string();
+    reference(
+        Transformers::Five,
+        &[&"generate", &smollm2(), &"--prompts", &prompts, &"--tokens", &count, &"--out", &out],
+    );
+    let expected: Value = serde_json::from_str(&std::fs::read_to_string(out).unwrap()).unwrap();
+
+    let model = Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap();
+    let format = ChatFormat::load(smollm2()).unwrap();
+    let settings = Generation { max_new_tokens: TOKENS, end_ids: format.end_ids(), sampling: None };
+    let examples: Vec<Example> = (requests.iter().enumerate())
+        .map(|(index, text)| {
+            let prompt = format.prompt(&[Message::user(*text)]).unwrap();
+            Example::new(index.to_string(), prompt, Vec::new()).unwrap()
+        })
+        .collect();
+    let list = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_i64().unwrap()).collect::<Vec<_>>();
+    let together = Batch::new(examples.clone(), Device::Cpu).unwrap();
+    let together = model.generate(&together, None, &settings).unwrap();
+    for (index, example) in examples.into_iter().enumerate() {
+        let expected = &expected["prompts"][index];
+        assert_eq!(example.prompt().ids(), list(&expected["ids"]), "prompt {index}");
+        let alone = Batch::new(vec![example], Device::Cpu).unwrap();
+        let alone = model.generate(&alone, None, &settings).unwrap().remove(0);
+        assert_eq!(alone, list(&expected["single"]), "prompt {index} alone");
+        assert_eq!(together[index], list(&expected["batched"]), "prompt {index} in a batch");
+    }
+}
+
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn peft_loads_our_adapter_and_transformers_our_merged_model() {
+    for name in ["gemma-mqa", "phi3", "phi3-longrope", "mistral", "llama", "llama3", "llama-linear", "qwen2"] {
+        let base = fixture("models").join(name);
+        let model = with_adapter(Decoder::load(&base, Kind::Float, Device::Cpu).unwrap());
+        let work = tempfile::tempdir().unwrap();
+        let (adapter, merged) = (work.path().join("adapter"), work.path().join("merged"));
+        model.save_lora(&adapter, &base.to_string_lossy()).unwrap();
+        model.save(&merged).unwrap();
+        assert_same(&model, &base, Some(&adapter), Transformers::Five, 1e-4);
+        for version in [Transformers::Four, Transformers::Five] {
+            assert_same(&model, &merged, None, version, 1e-4);
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn a_real_merged_model_and_its_adapter_give_our_logits() {
+    let model = with_adapter(Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap());
+    let work = tempfile::tempdir().unwrap();
+    let (adapter, merged) = (work.path().join("adapter"), work.path().join("merged"));
+    model.save_lora(&adapter, "smollm2").unwrap();
+    model.save(&merged).unwrap();
+    assert_same(&model, &smollm2(), Some(&adapter), Transformers::Five, 1e-4);
+    for version in [Transformers::Four, Transformers::Five] {
+        assert_same(&model, &merged, None, version, 1e-4);
+    }
+}
