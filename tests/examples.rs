@@ -1,15 +1,25 @@
 //! Every example as a process, at its quick size.
 
 use std::{
-    path::{Path, PathBuf},
+    path::Path,
     process::{Command, Output},
+    sync::Once,
 };
 
-/// The example's program, which `cargo test` has built beside this one.
+/// The example's program, built in the profile of this test.
 fn example(name: &str) -> Command {
+    static BUILT: Once = Once::new();
     let tests = std::env::current_exe().unwrap();
-    let program: PathBuf = tests.parent().unwrap().parent().unwrap().join("examples").join(name);
-    Command::new(program)
+    let profile = tests.parent().unwrap().parent().unwrap().to_path_buf();
+    BUILT.call_once(|| {
+        let mut build = Command::new(env!("CARGO"));
+        build.args(["build", "--quiet", "--examples"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        if profile.ends_with("release") {
+            build.arg("--release");
+        }
+        assert!(build.status().unwrap().success());
+    });
+    Command::new(profile.join("examples").join(name))
 }
 
 fn text(output: &Output) -> String {
