@@ -1,4 +1,4 @@
-//! Tells rustc where libtorch is, so that the crate's own programs find it at run time, and whether it has CUDA.
+//! Tells rustc where libtorch is, so that programs find it at run time, and whether it has CUDA.
 
 use std::{env, path::Path};
 
@@ -10,9 +10,26 @@ fn main() {
         return;
     };
     println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
+    let_cargo_run_find(Path::new(&folder));
     if Path::new(&folder).join("libtorch_cuda.so").exists() {
         println!("cargo:rustc-cfg=libtorch_cuda");
         println!("cargo:rustc-link-search=native={folder}");
         println!("cargo:rustc-link-lib=dylib=torch_cuda");
     }
+}
+
+/// The rpath reaches the binaries, examples and tests of this package alone. Doc-tests, and `cargo run` and `cargo test`
+/// of packages that depend on it, find libraries in the search folders that lie inside the target folder: Cargo puts
+/// those, and no others, into the library path of what it starts. A link there is enough.
+fn let_cargo_run_find(libraries: &Path) {
+    let Some(out) = env::var_os("OUT_DIR") else { return };
+    let link = Path::new(&out).join("libtorch");
+    let _ = std::fs::remove_file(&link);
+    #[cfg(unix)]
+    match std::os::unix::fs::symlink(libraries, &link) {
+        Ok(()) => println!("cargo:rustc-link-search=native={}", link.display()),
+        Err(error) => println!("cargo:warning={}: {error}; doc-tests will not find libtorch", link.display()),
+    }
+    #[cfg(not(unix))]
+    let _ = libraries;
 }
