@@ -78,7 +78,7 @@ pub trait CausalLm {
     /// # Errors
     /// If the shapes differ in n, or libtorch fails.
     fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        head::log_probs(self, hidden, ids)
+        head::log_probs(self, hidden, ids, head::CHUNK)
     }
 
     /// KL(reference || this) `[n]` in nats between the next-token distributions of two sets of hidden states `[n, hidden]`;
@@ -87,7 +87,7 @@ pub trait CausalLm {
     /// # Errors
     /// If the shapes differ, or libtorch fails.
     fn kl(&self, hidden: &Tensor, reference: &Tensor) -> Result<Tensor> {
-        head::kl(self, hidden, reference)
+        head::kl(self, hidden, reference, head::CHUNK)
     }
 
     /// Continues prompts (the rows of a batch without continuations), one list of new ids per row.

@@ -272,9 +272,9 @@ impl CausalLm for Decoder {
     fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let head = self.head_weight();
         if is_recorded(head)? {
-            return head::log_probs_through_head(self, hidden, ids);
+            return head::log_probs(self, hidden, ids, head::CHUNK);
         }
-        head::log_probs_of_linear(head, hidden, ids, self.master_kind())
+        head::log_probs_of_linear(head, hidden, ids, self.master_kind(), head::CHUNK)
     }
 
     fn generate(

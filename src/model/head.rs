@@ -11,11 +11,12 @@ use super::causal_lm::CausalLm;
 use crate::{Error, Result, tensor::is_recorded};
 
 /// Logits of so many numbers exist at a time: 64 MiB in float32.
-const CHUNK: i64 = 1 << 24;
+pub(super) const CHUNK: i64 = 1 << 24;
 
-pub(super) fn log_probs<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+/// `chunk` is [`CHUNK`], but for tests.
+pub(super) fn log_probs<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &Tensor, chunk: i64) -> Result<Tensor> {
     check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
-    per_token(model, hidden, |rows, from, len| {
+    per_token(model, hidden, chunk, |rows, from, len| {
         let logits = model.logits(rows)?.f_to_kind(model.master_kind())?;
         let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
         let log_probs = logits.f_log_softmax(-1, None::<Kind>)?;
@@ -23,10 +24,11 @@ pub(super) fn log_probs<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &
     })
 }
 
-pub(super) fn kl<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, reference: &Tensor) -> Result<Tensor> {
+/// `chunk` is [`CHUNK`], but for tests.
+pub(super) fn kl<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, reference: &Tensor, chunk: i64) -> Result<Tensor> {
     check(hidden, reference.size().first().copied().unwrap_or(0), "reference hidden states")?;
     let reference = reference.f_detach()?;
-    per_token(model, hidden, |rows, from, len| {
+    per_token(model, hidden, chunk, |rows, from, len| {
         let distribution = |states: &Tensor| -> Result<Tensor> {
             Ok(model.logits(states)?.f_to_kind(model.master_kind())?.f_log_softmax(-1, None::<Kind>)?)
         };
@@ -39,16 +41,15 @@ pub(super) fn kl<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, reference: &T
     })
 }
 
-/// The same where the head itself is trained: the plain path, whose graph keeps every chunk.
-pub(super) fn log_probs_through_head<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
-    check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
-    let logits = model.logits(hidden)?.f_to_kind(model.master_kind())?;
-    Ok(logits.f_log_softmax(-1, None::<Kind>)?.f_gather(1, &ids.f_unsqueeze(1)?, false)?.f_squeeze_dim(1)?)
-}
-
-/// The same for a head that is one matrix `weight` [vocabulary, hidden]: one buffer of logits, changed in place into their
+/// [`log_probs`] for a head that is one matrix `weight` [vocabulary, hidden]: one buffer of logits, changed in place into their
 /// own gradient.
-pub(super) fn log_probs_of_linear(weight: &Tensor, hidden: &Tensor, ids: &Tensor, wide: Kind) -> Result<Tensor> {
+pub(super) fn log_probs_of_linear(
+    weight: &Tensor,
+    hidden: &Tensor,
+    ids: &Tensor,
+    wide: Kind,
+    chunk: i64,
+) -> Result<Tensor> {
     check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
     let wants_gradient = is_recorded(hidden)?;
     let mut values = vec![Tensor::f_zeros([0], (wide, hidden.device()))?];
@@ -57,7 +58,7 @@ pub(super) fn log_probs_of_linear(weight: &Tensor, hidden: &Tensor, ids: &Tensor
         let _guard = tch::no_grad_guard();
         let weight = weight.f_detach()?;
         let states = hidden.f_detach()?;
-        for (from, len) in chunks(states.size()[0], weight.size()[0]) {
+        for (from, len) in chunks(states.size()[0], weight.size()[0], chunk) {
             let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
             let mut logits = states.f_narrow(0, from, len)?.f_linear(&weight, None::<&Tensor>)?.f_to_kind(wide)?;
             let total = logits.f_logsumexp([-1].as_slice(), true)?;
@@ -75,9 +76,9 @@ pub(super) fn log_probs_of_linear(weight: &Tensor, hidden: &Tensor, ids: &Tensor
     if gradients.is_empty() { Ok(values) } else { carry_gradient(hidden, &values, &Tensor::f_cat(&gradients, 0)?) }
 }
 
-/// Cuts `tokens` rows of logits into pieces of at most [`CHUNK`] numbers: where each starts, and its length.
-fn chunks(tokens: i64, vocabulary: i64) -> impl Iterator<Item = (i64, i64)> {
-    let len = (CHUNK / vocabulary.max(1)).max(1);
+/// Cuts `tokens` rows of logits into pieces of at most `chunk` numbers, or one row: where each starts, and its length.
+fn chunks(tokens: i64, vocabulary: i64, chunk: i64) -> impl Iterator<Item = (i64, i64)> {
+    let len = (chunk / vocabulary.max(1)).max(1);
     (0..tokens).step_by(len as usize).map(move |from| (from, len.min(tokens - from)))
 }
 
@@ -92,16 +93,22 @@ fn check(hidden: &Tensor, found: i64, what: &str) -> Result<()> {
 }
 
 /// Applies `value` ([n, hidden] to [n]; row i of the result depends on row i alone) to chunks of tokens, keeping of each
-/// chunk the values and the gradient only.
+/// chunk the values and the gradient only. Where the head itself is trained, that gradient would miss it: then all tokens
+/// go through at once, and the graph keeps their logits.
 fn per_token<M: CausalLm + ?Sized>(
     model: &M,
     hidden: &Tensor,
+    chunk: i64,
     value: impl Fn(&Tensor, i64, i64) -> Result<Tensor>,
 ) -> Result<Tensor> {
+    let tokens = hidden.size()[0];
+    if tokens > 0 && model.logits(&hidden.f_detach()?.f_narrow(0, 0, 1)?)?.requires_grad() {
+        return value(hidden, 0, tokens);
+    }
     let wants_gradient = is_recorded(hidden)?;
     let mut values = vec![Tensor::f_zeros([0], (model.master_kind(), hidden.device()))?];
     let mut gradients = Vec::new();
-    for (from, len) in chunks(hidden.size()[0], model.vocabulary()) {
+    for (from, len) in chunks(tokens, model.vocabulary(), chunk) {
         let rows = hidden.f_detach()?.f_narrow(0, from, len)?;
         if !wants_gradient {
             values.push(value(&rows, from, len)?);
@@ -123,3 +130,7 @@ fn carry_gradient(hidden: &Tensor, values: &Tensor, gradients: &Tensor) -> Resul
     let carrier = product.f_sum_dim_intlist([-1].as_slice(), false, None::<Kind>)?;
     Ok(values.f_add(&carrier.f_sub(&carrier.f_detach()?)?)?)
 }
+
+#[cfg(test)]
+#[path = "head_tests.rs"]
+mod tests;
