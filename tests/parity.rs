@@ -6,24 +6,9 @@ use std::collections::HashMap;
 
 use advtrain::{
     CausalLm, Decoder, DecoderConfig, Input, Layout, Pass,
-    tch::{Device, Kind, Tensor},
+    tch::{Kind, Tensor},
 };
-use common::{assert_close, fixture, read};
-
-const MODELS: [&str; 12] = [
-    "gemma-mqa",
-    "gemma-mha",
-    "phi3",
-    "phi3-longrope",
-    "mistral",
-    "mistral-nowindow",
-    "mistral-sharded",
-    "llama",
-    "llama3",
-    "llama-linear",
-    "qwen2",
-    "qwen2-untied",
-];
+use common::{MODELS, assert_close, fixture, load, read};
 
 /// One padded batch of a fixture.
 struct Case<'a> {
@@ -43,10 +28,6 @@ fn cases(tensors: &HashMap<String, Tensor>) -> Vec<Case<'_>> {
     names.into_iter().map(|name| Case { name, tensors }).collect()
 }
 
-fn load(name: &str) -> Decoder {
-    Decoder::load(fixture("models").join(name), Kind::Float, Device::Cpu).unwrap()
-}
-
 /// The tokens of a padded tensor `[rows, length, …]` that are really there, packed.
 fn pack(padded: &Tensor, index: &Tensor) -> Tensor {
     padded.flatten(0, 1).index_select(0, index)
@@ -55,7 +36,7 @@ fn pack(padded: &Tensor, index: &Tensor) -> Tensor {
 #[test]
 fn logits_hidden_states_and_gradients_equal_transformers() {
     for name in MODELS {
-        let model = load(name);
+        let model = load(name, Kind::Float);
         let tensors = read(fixture("models").join(name).join("expected.safetensors"));
         for case in cases(&tensors) {
             compare(&model, &case, &format!("{name}, {}", case.name));

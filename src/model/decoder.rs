@@ -228,6 +228,11 @@ impl Decoder {
         KvCache::new(&self.config, rows, capacity, self.kind, self.device())
     }
 
+    /// Whether a text of one of these lengths has other rotary factors once a token is added.
+    pub(super) fn switches_after(&self, lengths: &[usize]) -> bool {
+        self.rope.switch().is_some_and(|longest| lengths.contains(&longest))
+    }
+
     /// Final hidden states of new tokens, whose keys and values are added to the cache. Not for gradients.
     pub(super) fn hidden_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Hidden> {
         let _guard = tch::no_grad_guard();

@@ -185,6 +185,9 @@ fn longer(example: &Example, said: &[i64]) -> Result<Example> {
 }
 
 /// For the decoder: reads the prompts once, then one token per row and step.
+///
+/// Where the rotary factors switch with the length of the text (LongRoPE), what the cache holds of a shorter text is wrong
+/// for a longer one: when a row crosses the switch, all are read anew. transformers means to do the same for Phi-3.
 pub(super) fn with_cache(
     model: &Decoder,
     prompts: &Batch,
@@ -206,6 +209,15 @@ pub(super) fn with_cache(
         }
         if kept.len() < before {
             cache.keep(&kept)?;
+        }
+        if model.switches_after(cache.lengths()) {
+            let texts = rows.active.iter().map(|row| longer(&prompts.examples()[*row], &rows.said[*row]));
+            let texts = Batch::new(texts.collect::<Result<_>>()?, prompts.device())?;
+            let perturbation = perturbation.map(|found| found.restrict(&rows.active)).transpose()?;
+            cache = model.new_cache(texts.rows(), capacity)?;
+            let input = Input::of_batch(model, &texts, perturbation.as_ref(), Pass::default())?;
+            logits = last_logits(model, &model.hidden_cached(&input, &mut cache)?.last, texts.layout())?;
+            continue;
         }
         let newest: Vec<i64> = rows.active.iter().filter_map(|row| rows.said[*row].last().copied()).collect();
         let layout = Layout::of_lengths(&vec![1; newest.len()]);

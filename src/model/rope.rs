@@ -68,9 +68,17 @@ impl Rope {
         Ok(Rotation { cos: tensor(&cos)?, sin: tensor(&sin)? })
     }
 
+    /// The length of the longest text with the ordinary frequencies, where there are others.
+    pub(super) fn switch(&self) -> Option<usize> {
+        match self.config.scaling {
+            RopeScaling::Long { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+
     fn frequencies_for(&self, text_length: usize) -> &[f64] {
-        match (&self.config.scaling, &self.long_frequencies) {
-            (RopeScaling::Long { original, .. }, Some(long)) if text_length > *original => long,
+        match (self.switch(), &self.long_frequencies) {
+            (Some(longest), Some(long)) if text_length > longest => long,
             _ => &self.frequencies,
         }
     }

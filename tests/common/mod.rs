@@ -3,11 +3,45 @@
 
 use std::{collections::HashMap, path::PathBuf};
 
-use advtrain::tch::{Kind, Tensor};
+use advtrain::{
+    Decoder,
+    tch::{Device, Kind, Tensor},
+};
+
+/// The folders of tests/fixtures/models.
+pub const MODELS: [&str; 12] = [
+    "gemma-mqa",
+    "gemma-mha",
+    "phi3",
+    "phi3-longrope",
+    "mistral",
+    "mistral-nowindow",
+    "mistral-sharded",
+    "llama",
+    "llama3",
+    "llama-linear",
+    "qwen2",
+    "qwen2-untied",
+];
 
 /// A file or folder of tests/fixtures.
 pub fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
+}
+
+/// A model of tests/fixtures/models.
+pub fn load(name: &str, kind: Kind) -> Decoder {
+    Decoder::load(fixture("models").join(name), kind, Device::Cpu).unwrap()
+}
+
+/// `count` ids of the fixtures' vocabulary, the same for the same seed.
+pub fn some_ids(seed: u64, count: usize) -> Vec<i64> {
+    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(1);
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (3 + (state >> 33) % 93) as i64
+    };
+    (0..count).map(|_| next()).collect()
 }
 
 /// The tensors of a safetensors file.

@@ -1,0 +1,188 @@
+//! Generation over a cache against generation without one, and against transformers.
+
+mod common;
+
+use advtrain::{
+    Batch, CausalLm, Continuation, ContinuationKind, Decoder, Example, Generation, Hidden, Input, Perturbation, Place,
+    Result, Sampling, Site, TokenKind, Tokens,
+    tch::{Device, Kind, Tensor},
+};
+use common::{MODELS, fixture, load, some_ids};
+
+/// A decoder that has only what the trait demands, so that it generates without a cache.
+struct NoCache<'a>(&'a Decoder);
+
+impl CausalLm for NoCache<'_> {
+    fn layers(&self) -> usize {
+        self.0.layers()
+    }
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+    fn embedding(&self) -> &Tensor {
+        self.0.embedding()
+    }
+    fn hidden(&self, input: &Input) -> Result<Hidden> {
+        self.0.hidden(input)
+    }
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.0.logits(hidden)
+    }
+}
+
+fn prompt(id: &str, ids: Vec<i64>) -> Example {
+    Example::new(id, Tokens::of_kind(ids, TokenKind::User), Vec::new()).unwrap()
+}
+
+/// Ragged prompts. One is longer than the windows of the fixtures (5 and 6); with `NEW` tokens each, one stays below
+/// phi3-longrope's switch (16), two cross it at different times, and one starts beyond it.
+const LENGTHS: [usize; 5] = [1, 9, 3, 14, 18];
+const NEW: usize = 10;
+
+fn prompts() -> Vec<Example> {
+    let one = |(at, len): (usize, &usize)| prompt(&format!("prompt {at}"), some_ids(at as u64 + 40, *len));
+    LENGTHS.iter().enumerate().map(one).collect()
+}
+
+fn batch(examples: &[Example]) -> Batch {
+    Batch::new(examples.to_vec(), Device::Cpu).unwrap()
+}
+
+/// Something on the first token of every prompt and the last of the third, at the embeddings and inside.
+fn perturbation(model: &Decoder) -> Perturbation {
+    let mut places: Vec<_> = (0..LENGTHS.len()).map(|row| Place { row, offset: 0 }).collect();
+    places.push(Place { row: 3, offset: LENGTHS[3] - 1 });
+    let values = |scale: f64| {
+        let count = places.len() as i64 * model.hidden_size();
+        let waves = Tensor::arange(count, (Kind::Double, Device::Cpu)) * 0.7;
+        (waves.sin() * scale).view([places.len() as i64, model.hidden_size()])
+    };
+    let parts = vec![(Site::Embeddings, values(0.5)), (Site::Block(1), values(2.0))];
+    Perturbation::new(places, parts).unwrap()
+}
+
+fn sampled(seed: u64) -> Generation {
+    let sampling = Sampling { temperature: 1.3, top_p: 0.95, top_k: 60, seed };
+    Generation { max_new_tokens: NEW, sampling: Some(sampling), ..Generation::default() }
+}
+
+fn greedy() -> Generation {
+    Generation { max_new_tokens: NEW, ..Generation::default() }
+}
+
+/// The texts up to and with the first of these ids.
+fn cut(texts: &[Vec<i64>], ends: &[i64]) -> Vec<Vec<i64>> {
+    let end = |text: &Vec<i64>| text.iter().position(|id| ends.contains(id)).map_or(text.len(), |at| at + 1);
+    texts.iter().map(|text| text[..end(text)].to_vec()).collect()
+}
+
+#[test]
+fn a_cache_changes_no_token() {
+    for name in MODELS {
+        let model = load(name, Kind::Double);
+        let perturbation = perturbation(&model);
+        let all = batch(&prompts());
+        let mut results = Vec::new();
+        for perturbation in [None, Some(&perturbation)] {
+            for settings in [greedy(), sampled(3)] {
+                let plain = NoCache(&model).generate(&all, perturbation, &settings).unwrap();
+                assert!(plain.iter().all(|text| text.len() == NEW));
+                assert_eq!(model.generate(&all, perturbation, &settings).unwrap(), plain, "{name}, together");
+                results.push(plain);
+            }
+        }
+        for (row, example) in prompts().iter().enumerate() {
+            let own = perturbation.restrict(&[row]).unwrap();
+            let alone = batch(std::slice::from_ref(example));
+            let found = model.generate(&alone, Some(&own), &sampled(3)).unwrap();
+            assert_eq!(found, [results[3][row].clone()], "{name}, row {row} alone");
+        }
+        // Otherwise the perturbation was not seen, or nothing was drawn.
+        assert_ne!(results[0], results[2], "{name}");
+        assert_ne!(results[0], results[1], "{name}");
+    }
+}
+
+#[test]
+fn rows_stop_behind_their_own_end_id() {
+    for name in MODELS {
+        let model = load(name, Kind::Double);
+        let perturbation = perturbation(&model);
+        let all = batch(&prompts());
+        let endless = model.generate(&all, Some(&perturbation), &sampled(8)).unwrap();
+        let ends = vec![endless[0][4], endless[1][1], endless[3][7]];
+        let expected = cut(&endless, &ends);
+        let mut lengths: Vec<_> = expected.iter().map(Vec::len).collect();
+        lengths.sort_unstable();
+        lengths.dedup();
+        assert!(lengths.len() >= 3, "{name}: {expected:?}");
+        let settings = Generation { end_ids: ends, ..sampled(8) };
+        assert_eq!(model.generate(&all, Some(&perturbation), &settings).unwrap(), expected, "{name}");
+        assert_eq!(NoCache(&model).generate(&all, Some(&perturbation), &settings).unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn draws_depend_on_the_seed_and_the_rows_id_alone() {
+    let model = load("llama", Kind::Double);
+    let forward = prompts();
+    let backward: Vec<Example> = forward.iter().rev().cloned().collect();
+    let first = model.generate(&batch(&forward), None, &sampled(1)).unwrap();
+    assert_eq!(model.generate(&batch(&forward), None, &sampled(1)).unwrap(), first);
+    let mut reversed = model.generate(&batch(&backward), None, &sampled(1)).unwrap();
+    reversed.reverse();
+    assert_eq!(reversed, first);
+    assert_ne!(model.generate(&batch(&forward), None, &sampled(2)).unwrap(), first);
+    let twins = [prompt("a", some_ids(1, 6)), prompt("b", some_ids(1, 6)), prompt("a", some_ids(1, 6))];
+    let said = model.generate(&batch(&twins), None, &sampled(1)).unwrap();
+    assert_ne!(said[0], said[1]);
+    assert_eq!(said[0], said[2]);
+}
+
+#[test]
+fn sampling_with_one_choice_is_greedy() {
+    let model = load("qwen2", Kind::Double);
+    let all = batch(&prompts());
+    let expected = model.generate(&all, None, &greedy()).unwrap();
+    for sampling in [
+        Sampling { top_k: 1, ..Sampling::default() },
+        Sampling { top_p: 1e-9, ..Sampling::default() },
+        Sampling { temperature: 1e-4, ..Sampling::default() },
+    ] {
+        let settings = Generation { sampling: Some(sampling.clone()), ..greedy() };
+        assert_eq!(model.generate(&all, None, &settings).unwrap(), expected, "{sampling:?}");
+    }
+}
+
+/// Also across longrope's switch, where ours equals transformers without its cache: see make_generated.py.
+#[test]
+fn greedy_texts_equal_transformers() {
+    let text = std::fs::read_to_string(fixture("generated.json")).unwrap();
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    for name in MODELS {
+        let model = load(name, Kind::Float);
+        let settings = Generation { max_new_tokens: 12, ..Generation::default() };
+        let texts = |key: &str| -> Vec<Vec<i64>> { serde_json::from_value(json["models"][name][key].clone()).unwrap() };
+        let (prompts, expected) = (texts("prompts"), texts("generated"));
+        assert!(prompts.len() >= 3 && expected.iter().all(|ids| ids.len() == 12));
+        let all: Vec<Example> =
+            prompts.into_iter().enumerate().map(|(at, ids)| prompt(&format!("{at}"), ids)).collect();
+        assert_eq!(model.generate(&batch(&all), None, &settings).unwrap(), expected, "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_continued_is_an_error() {
+    let model = load("llama", Kind::Float);
+    let continuation =
+        Continuation { kind: ContinuationKind::Safe, tokens: Tokens::of_kind(vec![5], TokenKind::Target) };
+    let answered = Example::new("answered", Tokens::of_kind(vec![4], TokenKind::User), vec![continuation]).unwrap();
+    let error = model.generate(&batch(&[prompts().remove(0), answered]), None, &greedy()).unwrap_err().to_string();
+    assert!(error.starts_with("example answered: has a continuation"), "{error}");
+    let none = Generation { max_new_tokens: 0, ..Generation::default() };
+    let error = model.generate(&batch(&prompts()), None, &none).unwrap_err().to_string();
+    assert_eq!(error, "generation.max_new_tokens = 0: must be at least 1");
+    let hot = Generation { sampling: Some(Sampling { temperature: 0.0, ..Sampling::default() }), ..greedy() };
+    let error = model.generate(&batch(&prompts()), None, &hot).unwrap_err().to_string();
+    assert_eq!(error, "generation.sampling.temperature = 0: must be above 0");
+}
