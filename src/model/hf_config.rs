@@ -134,6 +134,8 @@ impl ConfigFile<'_> {
 
     fn sliding_window(&self, family: Family) -> Result<Option<usize>> {
         match family {
+            // Absent is not null here: transformers then takes its own default.
+            Family::Mistral if !self.map.contains_key("sliding_window") => Ok(Some(4096)),
             Family::Mistral | Family::Phi3 => self.count_or_none("sliding_window"),
             Family::Qwen2 if self.flag_or("use_sliding_window", false)? => {
                 Err(self.unsupported("use_sliding_window", "false is, for Qwen2"))
