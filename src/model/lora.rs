@@ -13,7 +13,7 @@ use super::{
     linear::{Linear, Lora},
     weights::{FolderWeights, WeightSource, generator, write_tensors},
 };
-use crate::{Error, ErrorKind, Result, files};
+use crate::{Error, ErrorKind, Result, error::Context, files};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -25,7 +25,7 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 /// | `rank` | 64 | inner width of the factors | at least 1 |
 /// | `alpha` | 16 | the product is scaled by alpha / rank | above 0 |
 /// | `dropout` | 0.1 | on the adapter's input, while training | 0 to below 1 |
-/// | `target_modules` | every linear layer but the head | last parts of module names | names that the model has |
+/// | `target_modules` | every linear layer but the head | module names, or their last parts | names that the model has |
 /// | `rank_stabilised` | false | scale by alpha / sqrt(rank) instead | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,8 +36,8 @@ pub struct LoraConfig {
     pub alpha: f64,
     /// Dropout on the adapter's input while training.
     pub dropout: f64,
-    /// Last parts of the names of the modules that get a pair of factors ("q_proj"); empty: every linear layer but the
-    /// head.
+    /// The modules that get a pair of factors, by name ("model.layers.0.self_attn.q_proj") or by the last parts of it
+    /// ("q_proj", "self_attn.q_proj"); empty: every linear layer but the head.
     pub target_modules: Vec<String>,
     /// Scale by alpha / sqrt(rank) instead (PEFT's `use_rslora`).
     pub rank_stabilised: bool,
@@ -73,8 +73,7 @@ impl LoraConfig {
     }
 
     fn targets(&self, module: &str) -> bool {
-        let last = module.rsplit('.').next().unwrap_or(module);
-        self.target_modules.is_empty() || self.target_modules.iter().any(|target| target == last)
+        self.target_modules.is_empty() || self.target_modules.iter().any(|target| is_named(module, target))
     }
 }
 
@@ -88,7 +87,7 @@ impl Decoder {
         config.validate()?;
         self.check_targets(config)?;
         let (kind, device) = (self.master_kind(), self.device());
-        self.attach(config, |linear| {
+        let pairs = self.pairs(config, |linear| {
             let bound = 1.0 / (linear.inputs() as f64).sqrt();
             let uniform = Uniform::new_inclusive(-bound, bound)
                 .map_err(|error| Error::mismatch("bound of an adapter's draws", "a finite number", error))?;
@@ -97,7 +96,8 @@ impl Decoder {
             let a = Tensor::from_slice(&values).f_view([config.rank as i64, linear.inputs()])?;
             let b = Tensor::f_zeros([linear.outputs(), config.rank as i64], (kind, device))?;
             Ok((a.f_to_kind(kind)?.f_to_device(device)?, b))
-        })
+        })?;
+        self.attach(config, pairs)
     }
 
     /// Puts the adapter of a PEFT folder on the model.
@@ -107,20 +107,22 @@ impl Decoder {
     /// or of the wrong shape.
     pub fn load_lora(&mut self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
-        let config = read_config(&folder.join(CONFIG))?;
-        config.validate()?;
-        self.check_targets(&config)?;
+        let path = folder.join(CONFIG);
+        let config = read_config(&path)?;
+        let checked = config.validate().and_then(|()| self.check_targets(&config));
+        checked.context(|| format!("reading {}", path.display()))?;
         let mut weights = FolderWeights::of_files(folder, vec![folder.join(WEIGHTS)])?;
         let (kind, device) = (self.master_kind(), self.device());
         let rank = config.rank as i64;
-        self.attach(&config, |linear| {
+        let pairs = self.pairs(&config, |linear| {
             let mut factor = |name: &str, shape: [i64; 2]| -> Result<Tensor> {
                 let tensor = weights.get(&format!("base_model.model.{}.{name}.weight", linear.name), &shape)?;
                 Ok(tensor.f_to_device(device)?.f_to_kind(kind)?)
             };
             Ok((factor("lora_A", [rank, linear.inputs()])?, factor("lora_B", [linear.outputs(), rank])?))
         })?;
-        weights.finish(|_| false)
+        weights.finish(|_| false)?;
+        self.attach(&config, pairs)
     }
 
     /// Writes the adapter as PEFT does: adapter_config.json and adapter_model.safetensors. `base_model` is what the
@@ -145,12 +147,11 @@ impl Decoder {
     }
 
     fn peft_config(&self, config: &LoraConfig, base_model: &str) -> Value {
-        let mut targets: Vec<&str> = (self.linears())
-            .filter(|linear| linear.lora.is_some())
-            .filter_map(|linear| linear.name.rsplit('.').next())
-            .collect();
-        targets.sort_unstable();
-        targets.dedup();
+        let every = self.last_parts();
+        let targets = match config.target_modules.as_slice() {
+            [] => every,
+            named => named.iter().map(String::as_str).collect(),
+        };
         json!({
             "peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": base_model,
             "r": config.rank, "lora_alpha": config.alpha, "lora_dropout": config.dropout, "bias": "none",
@@ -163,26 +164,35 @@ impl Decoder {
 
     fn check_targets(&self, config: &LoraConfig) -> Result<()> {
         for target in &config.target_modules {
-            if !self.linears().any(|linear| linear.name.rsplit('.').next() == Some(target)) {
-                let mut known: Vec<_> = self.linears().filter_map(|linear| linear.name.rsplit('.').next()).collect();
-                known.sort_unstable();
-                known.dedup();
-                return Err(Error::setting("lora.target_modules", format!("{target:?}"), format!("one of {known:?}")));
+            if !self.linears().any(|linear| is_named(&linear.name, target)) {
+                let known = self.last_parts();
+                let allowed = format!("one of {known:?}, or the full name of such a module");
+                return Err(Error::setting("lora.target_modules", format!("{target:?}"), allowed));
             }
         }
         Ok(())
     }
 
-    /// Makes a pair of factors (A `[rank, in]`, B `[out, rank]`) for every targeted layer; nothing changes if one fails.
-    fn attach(
-        &mut self,
+    /// The last parts of the names of all linear layers, each once, sorted.
+    fn last_parts(&self) -> Vec<&str> {
+        let mut parts: Vec<&str> = self.linears().filter_map(|linear| linear.name.rsplit('.').next()).collect();
+        parts.sort_unstable();
+        parts.dedup();
+        parts
+    }
+
+    /// A pair of factors (A `[rank, in]`, B `[out, rank]`) for every targeted layer, none for the others.
+    fn pairs(
+        &self,
         config: &LoraConfig,
         mut factors: impl FnMut(&Linear) -> Result<(Tensor, Tensor)>,
-    ) -> Result<()> {
-        let mut pairs = Vec::new();
-        for linear in self.linears() {
-            pairs.push(if config.targets(&linear.name) { Some(factors(linear)?) } else { None });
-        }
+    ) -> Result<Vec<Option<(Tensor, Tensor)>>> {
+        let of = |linear: &Linear| config.targets(&linear.name).then(|| factors(linear)).transpose();
+        self.linears().map(of).collect()
+    }
+
+    /// Puts the factors on the layers, instead of those that were there.
+    fn attach(&mut self, config: &LoraConfig, pairs: Vec<Option<(Tensor, Tensor)>>) -> Result<()> {
         self.freeze_all_weights()?;
         for (linear, pair) in self.linears_mut().zip(pairs) {
             linear.lora = match pair {
@@ -200,6 +210,11 @@ impl Decoder {
     }
 }
 
+/// Whether `target` is the module's whole name or its last parts: PEFT's rule for a list of target modules.
+fn is_named(module: &str, target: &str) -> bool {
+    module == target || module.strip_suffix(target).is_some_and(|front| front.ends_with('.'))
+}
+
 /// Keys of adapter_config.json that change what an adapter does, and the values that mean plain LoRA.
 fn is_plain(key: &str, value: &Value) -> bool {
     let nothing =
@@ -207,6 +222,8 @@ fn is_plain(key: &str, value: &Value) -> bool {
     match key {
         "peft_type" => value == "LORA",
         "bias" => nothing || value == "none",
+        // The others, "pissa" say, change the model's own weights when PEFT loads the adapter.
+        "init_lora_weights" => value.as_str().is_none_or(|name| ["gaussian", "orthogonal", "eva"].contains(&name)),
         "use_dora"
         | "fan_in_fan_out"
         | "modules_to_save"
@@ -218,6 +235,11 @@ fn is_plain(key: &str, value: &Value) -> bool {
         | "exclude_modules"
         | "layer_replication"
         | "lora_bias"
+        | "arrow_config"
+        | "kasa_config"
+        | "monteclora_config"
+        | "velora_config"
+        | "use_bdlora"
         | "use_qalora"
         | "alora_invocation_tokens" => nothing || value.as_array().is_some_and(|list| list.is_empty()),
         _ => true,
@@ -242,8 +264,9 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
     let dropout = json.get("lora_dropout").map_or(Some(0.0), Value::as_f64);
     let targets = match &json["target_modules"] {
         Value::String(all) if all == "all-linear" => Some(Vec::new()),
-        Value::Array(list) => {
-            list.iter().map(|name| name.as_str().map(|name| last_part(name).to_string())).collect::<Option<_>>()
+        // An empty list would mean every layer to us, and nothing to PEFT.
+        Value::Array(list) if !list.is_empty() => {
+            list.iter().map(|name| name.as_str().map(str::to_string)).collect::<Option<_>>()
         }
         _ => None,
     };
@@ -251,11 +274,8 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
         rank,
         alpha,
         dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number"))?,
-        target_modules: targets.ok_or_else(|| wrong("target_modules", "a list of names or \"all-linear\""))?,
+        target_modules: targets
+            .ok_or_else(|| wrong("target_modules", "a list of names, not empty, or \"all-linear\""))?,
         rank_stabilised: json["use_rslora"].as_bool().unwrap_or(false),
     })
-}
-
-fn last_part(name: &str) -> &str {
-    name.rsplit('.').next().unwrap_or(name)
 }
