@@ -1,6 +1,10 @@
 //! Files that are either whole or not there.
 
-use std::{fs, io::Write, path::Path};
+use std::{
+    fs,
+    io::{ErrorKind, Write},
+    path::Path,
+};
 
 use crate::{Error, Result};
 
@@ -21,6 +25,14 @@ pub(crate) fn write(path: &Path, data: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&beside);
         at(error)
     })
+}
+
+/// Removes a file, if it is there.
+pub(crate) fn remove(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, error)),
+        _ => Ok(()),
+    }
 }
 
 /// Reads a text file.

@@ -20,8 +20,11 @@ impl Decoder {
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
+        self.save_in_shards(folder.as_ref(), Shard::default())
+    }
+
+    fn save_in_shards(&self, folder: &Path, shard: Shard) -> Result<()> {
         let _guard = tch::no_grad_guard();
-        let folder = folder.as_ref();
         let mut tensors = Vec::new();
         for parameter in self.weights() {
             let merged = (self.linears())
@@ -30,7 +33,7 @@ impl Decoder {
                 .transpose()?;
             tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
         }
-        write_shards(folder, tensors, Shard::default())?;
+        write_shards(folder, tensors, shard)?;
         let path = folder.join("config.json");
         let json =
             serde_json::to_vec_pretty(&self.export_config()).map_err(|error| Error::file(&path, error.to_string()))?;

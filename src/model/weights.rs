@@ -16,6 +16,9 @@ use tch::{Device, Kind, Tensor};
 
 use crate::{Error, Result};
 
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
 /// Where a model's weights come from. Each is asked for once, by its Hugging Face name.
 pub(super) trait WeightSource {
     /// The tensor of that name, which must have that shape, in float32 or its own dtype, on the CPU.
@@ -42,8 +45,7 @@ pub(super) struct FolderWeights {
 impl FolderWeights {
     /// Maps the files of a folder and reads their headers.
     pub(super) fn open(folder: &Path) -> Result<Self> {
-        let single = folder.join("model.safetensors");
-        let index = folder.join("model.safetensors.index.json");
+        let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
         let paths = if single.exists() || !index.exists() { vec![single] } else { shards(folder, &index)? };
         Self::of_files(folder, paths)
     }
@@ -122,7 +124,11 @@ fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
     let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {
         return Err(Error::file(index, "weight_map: expected an object from tensor names to file names"));
     };
-    let names: BTreeSet<&str> = map.values().filter_map(|name| name.as_str()).collect();
+    let mut names = BTreeSet::new();
+    for (tensor, name) in map {
+        let message = || format!("weight_map.{tensor}: expected the name of a file, found {name}");
+        names.insert(name.as_str().ok_or_else(|| Error::file(index, message()))?);
+    }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
@@ -210,8 +216,10 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard:
             last.push((name, tensor));
         }
     }
+    let (single, path) = (folder.join(SINGLE), folder.join(INDEX));
     if let [only] = shards.as_slice() {
-        return write_tensors(&folder.join("model.safetensors"), only);
+        write_tensors(&single, only)?;
+        return crate::files::remove(&path);
     }
     let mut weight_map = serde_json::Map::new();
     for (index, tensors) in shards.iter().enumerate() {
@@ -219,10 +227,11 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard:
         write_tensors(&folder.join(&file), tensors)?;
         weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone().into())));
     }
-    let path = folder.join("model.safetensors.index.json");
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     let json = serde_json::to_vec_pretty(&index).map_err(|error| Error::file(&path, error.to_string()))?;
-    crate::files::write(&path, &json)
+    crate::files::write(&path, &json)?;
+    // An older model's file would be read instead of the shards.
+    crate::files::remove(&single)
 }
 
 fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
