@@ -84,3 +84,40 @@ fn add_old_rope(map: &mut Map<String, Value>, mut rope: Map<String, Value>, fami
     }
     map.insert("rope_scaling".into(), Value::Object(rope));
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    #[test]
+    fn shards_hold_what_fits_and_are_read_back() {
+        let json = json!({
+            "model_type": "llama", "vocab_size": 24, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 2, "num_attention_heads": 2
+        });
+        let model = |seed| Decoder::random(json.clone(), 0.1, seed, Kind::Float, Device::Cpu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        // An older model in one file, which must not be read instead.
+        model(1).save(folder.path()).unwrap();
+        // The largest tensor has 24 * 8 * 4 bytes and gets a shard of its own.
+        model(2).save_in_shards(folder.path(), Shard { bytes: 700 }).unwrap();
+        let index = files::read_text(&folder.path().join("model.safetensors.index.json")).unwrap();
+        let index: Value = serde_json::from_str(&index).unwrap();
+        let weights = model(2).weights();
+        let bytes: usize = weights.iter().map(|one| one.tensor.numel() * 4).sum();
+        assert_eq!(index["metadata"]["total_size"], bytes);
+        let map = index["weight_map"].as_object().unwrap();
+        assert_eq!(map.len(), weights.len());
+        let mut sizes = std::collections::BTreeMap::new();
+        for one in &weights {
+            *sizes.entry(map[&one.name].as_str().unwrap()).or_insert(0) += one.tensor.numel() * 4;
+        }
+        assert!(sizes.len() > 3 && sizes.values().all(|size| *size <= 768), "{sizes:?}");
+        let again = Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+        for (found, expected) in again.weights().iter().zip(&weights) {
+            assert!(found.tensor.equal(&expected.tensor), "{}", expected.name);
+        }
+    }
+}
