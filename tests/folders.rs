@@ -1,0 +1,310 @@
+//! Model folders: written and read, in every dtype, and refused by name where they are not what they should be.
+
+mod common;
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use advtrain::{
+    CausalLm, Decoder, DecoderConfig, Input, Layout, LoraConfig, Parameter, Pass, TrainableLm,
+    tch::{self, Device, Kind, Tensor},
+};
+use common::{MODELS, assert_close, distance, fixture, load, read, some_ids};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+fn logits(model: &dyn CausalLm) -> Tensor {
+    let layout = Layout::of_lengths(&[9, 20]);
+    let embeddings = model.embed(&Tensor::from_slice(&some_ids(5, layout.tokens()))).unwrap();
+    let input = Input::of_embeddings(embeddings, &layout, Pass::default()).unwrap();
+    model.logits(&model.hidden(&input).unwrap().last).unwrap().detach()
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<_> =
+        fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn a_saved_model_is_the_same_model() {
+    for name in MODELS {
+        for kind in [Kind::Float, Kind::Double, Kind::BFloat16] {
+            let model = load(name, kind);
+            let saved = tempfile::tempdir().unwrap();
+            model.save(saved.path()).unwrap();
+            assert_eq!(names(saved.path()), ["config.json", "model.safetensors"]);
+            let again = Decoder::load(saved.path(), kind, Device::Cpu).unwrap();
+            assert!(logits(&again).equal(&logits(&model)), "{name}, {kind:?}");
+            assert_eq!(again.config(), model.config(), "{name}");
+        }
+    }
+}
+
+/// The names and shapes that transformers gave them, and the same bytes.
+#[test]
+fn weights_are_written_as_transformers_writes_them() {
+    for name in MODELS.iter().filter(|name| !name.ends_with("sharded")) {
+        let saved = tempfile::tempdir().unwrap();
+        load(name, Kind::Float).save(saved.path()).unwrap();
+        let sorted = |path: PathBuf| -> BTreeMap<String, Tensor> { read(path).into_iter().collect() };
+        let ours = sorted(saved.path().join("model.safetensors"));
+        let theirs = sorted(fixture("models").join(name).join("model.safetensors"));
+        assert_eq!(ours.keys().collect::<Vec<_>>(), theirs.keys().collect::<Vec<_>>(), "{name}");
+        for (key, tensor) in &theirs {
+            assert!(ours[key].kind() == tensor.kind() && ours[key].equal(tensor), "{name}: {key}");
+        }
+    }
+}
+
+#[test]
+fn an_adapter_is_merged_into_what_is_saved() {
+    for (kind, tolerance) in [(Kind::Float, 1e-5), (Kind::Double, 1e-12)] {
+        let mut model = load("phi3", kind);
+        let base = logits(&model);
+        model.add_lora(&LoraConfig { rank: 3, ..LoraConfig::default() }, 1).unwrap();
+        {
+            let _guard = tch::no_grad_guard();
+            for Parameter { mut tensor, .. } in model.parameters() {
+                let waves = Tensor::arange(tensor.numel() as i64, (Kind::Double, Device::Cpu)).sin() * 0.2;
+                tensor.copy_(&waves.view(tensor.size().as_slice()));
+            }
+        }
+        let expected = logits(&model);
+        assert!(distance(&expected, &base) > 1e-2);
+        let saved = tempfile::tempdir().unwrap();
+        model.save(saved.path()).unwrap();
+        let merged = Decoder::load(saved.path(), kind, Device::Cpu).unwrap();
+        assert!(merged.lora().is_none());
+        assert_close("merged", &logits(&merged), &expected, tolerance);
+        assert!(logits(&model).equal(&expected), "saving changed the model");
+    }
+}
+
+/// Largest differences from float32, relative to the largest logit, over the twelve fixtures, as measured: 3.5e-2 in
+/// bfloat16 and 4.4e-3 in float16. The fixtures' weights are large; the tolerances are twice that.
+#[test]
+fn half_precision_is_near_float32() {
+    for name in MODELS {
+        let expected = logits(&load(name, Kind::Float));
+        for (kind, tolerance) in [(Kind::BFloat16, 7e-2), (Kind::Half, 9e-3)] {
+            let model = load(name, kind);
+            assert_eq!(model.kind(), kind);
+            let found = logits(&model);
+            assert_eq!(found.kind(), kind);
+            assert_close(&format!("{name}, {kind:?}"), &found, &expected, tolerance);
+            assert!(distance(&found, &expected) > 1e-5, "{name}, {kind:?}: computed in another dtype");
+        }
+    }
+}
+
+/// A file in bfloat16 or float16 is widened where float32 is asked for.
+#[test]
+fn the_dtype_asked_for_wins_over_the_files() {
+    for kind in [Kind::BFloat16, Kind::Half] {
+        let narrow = load("qwen2", kind);
+        let saved = tempfile::tempdir().unwrap();
+        narrow.save(saved.path()).unwrap();
+        let wide = Decoder::load(saved.path(), Kind::Float, Device::Cpu).unwrap();
+        assert_eq!(wide.embedding().kind(), Kind::Float);
+        assert!(wide.embedding().equal(&narrow.embedding().to_kind(Kind::Float)));
+        assert!(distance(&logits(&wide), &logits(&load("qwen2", Kind::Float))) < 9e-2);
+    }
+}
+
+#[test]
+fn saving_over_an_older_sharded_model_leaves_one_model() {
+    let folder = copy_of("mistral-sharded");
+    let model = load("mistral-nowindow", Kind::Float);
+    model.save(folder.path()).unwrap();
+    assert!(!folder.path().join("model.safetensors.index.json").exists());
+    let again = Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+    assert!(logits(&again).equal(&logits(&model)));
+}
+
+#[test]
+fn a_failed_save_says_where_and_leaves_nothing_half_written() {
+    let model = load("llama", Kind::Float);
+    let home = tempfile::tempdir().unwrap();
+    let file = home.path().join("file");
+    fs::write(&file, "in the way").unwrap();
+    let error = model.save(&file).unwrap_err().to_string();
+    assert!(error.contains(file.to_str().unwrap()), "{error}");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "in the way");
+
+    // The weights cannot take their place: a folder of that name is not empty.
+    let folder = home.path().join("folder");
+    fs::create_dir_all(folder.join("model.safetensors/occupied")).unwrap();
+    let error = model.save(&folder).unwrap_err().to_string();
+    assert!(error.contains("model.safetensors"), "{error}");
+    assert_eq!(names(&folder), ["model.safetensors"]);
+}
+
+fn copy_of(name: &str) -> TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for file in fs::read_dir(fixture("models").join(name)).unwrap() {
+        let file = file.unwrap().path();
+        if !file.ends_with("expected.safetensors") {
+            fs::copy(&file, copy.path().join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    copy
+}
+
+fn assert_refused(folder: &TempDir, words: &[&str]) {
+    let error = Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap_err().to_string();
+    let path = folder.path().to_str().unwrap();
+    for word in words.iter().chain(&[path]) {
+        assert!(error.contains(word), "{error:?} lacks {word:?}");
+    }
+}
+
+fn change_config(folder: &TempDir, change: impl FnOnce(&mut Value)) {
+    let path = folder.path().join("config.json");
+    let mut json = serde_json::from_str(&fs::read_to_string(&path).unwrap()).unwrap();
+    change(&mut json);
+    fs::write(path, json.to_string()).unwrap();
+}
+
+fn change_weights(folder: &TempDir, change: impl FnOnce(&mut BTreeMap<String, Tensor>)) {
+    let path = folder.path().join("model.safetensors");
+    let mut tensors: BTreeMap<String, Tensor> = read(path.clone()).into_iter().collect();
+    change(&mut tensors);
+    Tensor::write_safetensors(&tensors.iter().collect::<Vec<_>>(), path).unwrap();
+}
+
+#[test]
+fn missing_files_are_named() {
+    let nowhere = tempfile::tempdir().unwrap();
+    assert_refused(&nowhere, &["config.json"]);
+    let error = DecoderConfig::read(nowhere.path()).unwrap_err().to_string();
+    assert!(error.contains("config.json"), "{error}");
+
+    let folder = copy_of("llama");
+    fs::remove_file(folder.path().join("model.safetensors")).unwrap();
+    assert_refused(&folder, &["model.safetensors"]);
+
+    let folder = copy_of("mistral-sharded");
+    fs::remove_file(folder.path().join("model-00003-of-00004.safetensors")).unwrap();
+    assert_refused(&folder, &["model-00003-of-00004.safetensors"]);
+}
+
+#[test]
+fn an_index_that_is_none_is_named() {
+    let folder = copy_of("mistral-sharded");
+    let index = folder.path().join("model.safetensors.index.json");
+    for (text, words) in [
+        ("[", "not JSON"),
+        ("{}", "weight_map: expected an object"),
+        (
+            r#"{"weight_map": {"model.norm.weight": 3}}"#,
+            "weight_map.model.norm.weight: expected the name of a file, found 3",
+        ),
+    ] {
+        fs::write(&index, text).unwrap();
+        assert_refused(&folder, &["model.safetensors.index.json", words]);
+    }
+    // An index that forgets a file: its tensors are missing.
+    let only = json!({"weight_map": {"model.norm.weight": "model-00004-of-00004.safetensors"}});
+    fs::write(&index, only.to_string()).unwrap();
+    assert_refused(&folder, &["tensor \"", "is missing"]);
+}
+
+#[test]
+fn weights_that_are_not_what_they_should_be_are_named() {
+    const TENSOR: &str = "model.layers.1.mlp.up_proj.weight";
+    let folder = copy_of("llama");
+    let path = folder.path().join("model.safetensors");
+    let whole = fs::read(&path).unwrap();
+    for damaged in
+        [&whole[..whole.len() - 1], &whole[..whole.len() / 2], &whole[..100], &whole[..4], b"", b"not weights"]
+    {
+        fs::write(&path, damaged).unwrap();
+        assert_refused(&folder, &["model.safetensors", "not a whole safetensors file"]);
+    }
+    // What torch.save writes begins like this.
+    fs::write(&path, b"PK\x03\x04 and the rest of a zip file, of some length").unwrap();
+    assert_refused(&folder, &["model.safetensors", "not a whole safetensors file"]);
+
+    let folder = copy_of("llama");
+    change_weights(&folder, |tensors| {
+        let tensor = tensors.get_mut(TENSOR).unwrap();
+        *tensor = tensor.narrow(0, 0, 1).contiguous();
+    });
+    assert_refused(&folder, &["model.safetensors", TENSOR, "expected shape [48, 32], found [1, 32]"]);
+
+    let folder = copy_of("llama");
+    change_weights(&folder, |tensors| assert!(tensors.remove(TENSOR).is_some()));
+    assert_refused(&folder, &[TENSOR, "of shape [48, 32] is missing"]);
+
+    let folder = copy_of("llama");
+    let zeros = || Tensor::zeros([2, 2], (Kind::Float, Device::Cpu));
+    change_weights(&folder, |tensors| {
+        tensors.insert("model.layers.2.extra.weight".into(), zeros());
+    });
+    assert_refused(&folder, &["1 tensors that the config has no place for", "model.layers.2.extra.weight"]);
+
+    // What older exports carry is no error: rotary frequencies, and a copy of a tied head.
+    let folder = copy_of("llama");
+    change_weights(&folder, |tensors| {
+        tensors.insert("model.layers.0.self_attn.rotary_emb.inv_freq".into(), zeros());
+        tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].copy());
+    });
+    Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+}
+
+#[test]
+fn a_dtype_that_is_not_supported_is_named() {
+    let folder = copy_of("llama");
+    let path = folder.path().join("model.safetensors");
+    let data = fs::read(&path).unwrap();
+    let header_len = u64::from_le_bytes(data[..8].try_into().unwrap()) as usize;
+    let mut header: Value = serde_json::from_slice(&data[8..8 + header_len]).unwrap();
+    // Four bytes wide as float32 is, so that the file stays whole.
+    header["model.embed_tokens.weight"]["dtype"] = json!("U32");
+    let header = header.to_string();
+    let changed = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data[8 + header_len..]].concat();
+    fs::write(&path, changed).unwrap();
+    assert_refused(&folder, &["model.safetensors", "model.embed_tokens.weight", "dtype U32 is not supported"]);
+}
+
+#[test]
+fn configs_that_ask_for_something_else_are_named() {
+    let folder = copy_of("llama");
+    fs::write(folder.path().join("config.json"), "{\"model_type\": ").unwrap();
+    assert_refused(&folder, &["config.json: not JSON"]);
+    fs::write(folder.path().join("config.json"), "[]").unwrap();
+    assert_refused(&folder, &["config.json: expected a JSON object"]);
+    for (key, value, words) in [
+        ("model_type", json!("gpt_neox"), "model_type = \"gpt_neox\" is not supported"),
+        ("model_type", Value::Null, "model_type: expected the name of a family"),
+        ("hidden_size", Value::Null, "hidden_size: expected a whole number above 0"),
+        ("vocab_size", json!(95), "model.embed_tokens.weight\": expected shape [95, 32], found [96, 32]"),
+        ("quantization_config", json!({"quant_method": "gptq"}), "quantization_config"),
+        ("num_hidden_layers", json!(1), "tensors that the config has no place for"),
+        ("num_hidden_layers", json!(3), "model.layers.2."),
+    ] {
+        let folder = copy_of("llama");
+        change_config(&folder, |json| json[key] = value);
+        assert_refused(&folder, &[words]);
+    }
+}
+
+/// Absent is not null: transformers has a default of its own there.
+#[test]
+fn a_mistral_without_a_window_has_transformers_default() {
+    for (value, expected) in [(None, Some(4096)), (Some(Value::Null), None), (Some(json!(7)), Some(7))] {
+        let folder = copy_of("mistral");
+        change_config(&folder, |json| {
+            json.as_object_mut().unwrap().remove("sliding_window");
+            if let Some(value) = value {
+                json["sliding_window"] = value;
+            }
+        });
+        assert_eq!(DecoderConfig::read(folder.path()).unwrap().sliding_window, expected);
+    }
+}
