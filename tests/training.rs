@@ -1,0 +1,472 @@
+//! The training loop: what must not change a run, and what must be refused.
+
+#[path = "common/toy.rs"]
+mod toy;
+
+use std::sync::{
+    Arc, Mutex, MutexGuard, PoisonError,
+    atomic::{AtomicBool, Ordering},
+};
+
+use advtrain::{
+    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, Batch, CausalLm, ContinuationKind, CutOff, CutOffForm,
+    Decoder, EmbeddingAttack, Example, Finish, Grouping, LossInput, Observer, OptimizerConfig, Perturbation, Pgd,
+    Probe, Radius, Reduction, Result, RobustLoss, Schedule, ScheduleShape, Start, SupervisedLoss, TargetCrossEntropy,
+    Term, TermValues, ThreatModel, TrainSettings, TrainableLm, TrainerBuilder, TrainingData, UpdateMetrics,
+    tch::{Device, Kind, Tensor},
+};
+use approx::assert_relative_eq;
+use rand_distr::StandardNormal;
+use toy::{all_weights, attacked, batch, cross_entropy, numbers, robust, useful, with_lora};
+
+const UPDATES: usize = 6;
+
+/// Dropout draws from libtorch's generator, which all threads share: tests that train take turns.
+static GENERATOR: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    GENERATOR.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn mixed() -> TrainingData {
+    TrainingData { robust: (0..7).map(robust).collect(), utility: (0..5).map(useful).collect() }
+}
+
+fn settings() -> TrainSettings {
+    TrainSettings {
+        seed: 11,
+        max_updates: Some(UPDATES),
+        batch_size: 4,
+        micro_batch_size: 2,
+        utility_share: 0.25,
+        checkpoint_every: 2,
+        optimizer: OptimizerConfig { learning_rate: 1e-2, ..OptimizerConfig::default() },
+        ..TrainSettings::default()
+    }
+}
+
+/// C-AdvUL with everything that draws random numbers on: dropout in both places, a random start, warm starts.
+fn random_run() -> TrainerBuilder<Decoder> {
+    let around =
+        AttackSettings { start: Start::Gaussian, warm_start: true, dropout: true, ..AttackSettings::default() };
+    AdversarialTrainer::builder(with_lora(0.3))
+        .attack(Pgd { steps: 2, ..Pgd::default() }, around)
+        .robust(AdvUlLoss::default())
+        .utility(SupervisedLoss::default())
+        .data(mixed())
+        .settings(settings())
+}
+
+/// Every trained number, in order.
+fn weights(model: &impl TrainableLm) -> Vec<f64> {
+    model.parameters().iter().flat_map(|one| numbers(&one.tensor)).collect()
+}
+
+fn run_to_end(trainer: &mut AdversarialTrainer<Decoder>) -> Vec<f64> {
+    assert_eq!(trainer.run(&AtomicBool::new(false)).unwrap(), Finish::Completed);
+    weights(trainer.model())
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run_and_another_another() {
+    let _turn = alone();
+    let run = |seed| {
+        let mut trainer = random_run().settings(TrainSettings { seed, ..settings() }).build().unwrap();
+        run_to_end(&mut trainer)
+    };
+    let first = run(11);
+    assert!(first != weights(&with_lora(0.3)), "nothing was trained");
+    assert!(first == run(11), "the same seed");
+    assert!(first != run(12), "another seed");
+}
+
+/// Raises a flag after an update.
+struct StopAfter(usize, Arc<AtomicBool>);
+
+impl Observer for StopAfter {
+    fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
+        self.1.store(metrics.update >= self.0, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_stopped_run_goes_on_as_if_it_had_not_been() {
+    let _turn = alone();
+    let whole = run_to_end(&mut random_run().build().unwrap());
+    for stop_after in [1, 3, 4] {
+        let folder = tempfile::tempdir().unwrap();
+        let stop = Arc::new(AtomicBool::new(false));
+        let mut first = random_run().folder(folder.path()).build().unwrap();
+        first.observe(StopAfter(stop_after, stop.clone()));
+        assert_eq!(first.run(&stop).unwrap(), Finish::Stopped);
+        assert_eq!(first.updates_done(), stop_after);
+        let mut second = random_run().folder(folder.path()).build().unwrap();
+        assert_eq!(second.resume().unwrap(), stop_after);
+        assert!(run_to_end(&mut second) == whole, "stopped after {stop_after}");
+    }
+}
+
+#[test]
+fn what_a_run_draws_matters() {
+    let _turn = alone();
+    let whole = run_to_end(&mut random_run().build().unwrap());
+    let pgd = || Pgd { steps: 2, ..Pgd::default() };
+    let around =
+        |warm_start, dropout| AttackSettings { start: Start::Gaussian, warm_start, dropout, ..Default::default() };
+    for (what, builder) in [
+        ("warm starts", random_run().attack(pgd(), around(false, true))),
+        ("dropout in the attack", random_run().attack(pgd(), around(true, false))),
+        ("dropout in the loss", random_run().settings(TrainSettings { dropout: false, ..settings() })),
+    ] {
+        assert!(run_to_end(&mut builder.build().unwrap()) != whole, "{what} changes nothing");
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let mut first = random_run().folder(folder.path()).build().unwrap();
+    first.step().unwrap();
+    first.save_checkpoint().unwrap();
+    let with = |settings| random_run().settings(settings).folder(folder.path()).build().unwrap().resume();
+    assert_eq!(with(settings()).unwrap(), 1);
+    let error = with(TrainSettings { seed: 12, ..settings() }).unwrap_err().to_string();
+    assert!(error.contains("seed 11") && error.contains("seed 12"), "{error}");
+    assert!(with(TrainSettings { max_updates: Some(5), ..settings() }).is_err());
+}
+
+/// A perturbation that is a function of the row alone: of its id, and of how long its prompt is.
+struct Given(ThreatModel);
+
+impl EmbeddingAttack for Given {
+    fn threat(&self) -> &ThreatModel {
+        &self.0
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        Ok(vec![probe.draw(&StandardNormal)?.map(|values| Ok(values * 0.1))?])
+    }
+}
+
+fn given() -> Given {
+    Given(ThreatModel { radius: Radius::Absolute(10.0), ..ThreatModel::default() })
+}
+
+/// One update of 64 rows from the same weights, with a cut-off that binds for some of them; the weights afterwards, the
+/// gradient's norm and the loss. One step of Adam is of the size of the learning rate whatever the gradient's: a large
+/// epsilon makes the step show the gradient itself.
+fn one_update(robust_loss: impl RobustLoss + 'static, reduction: Reduction, micro_batch_size: usize) -> Vec<f64> {
+    let optimizer = OptimizerConfig { epsilon: 1.0, max_gradient_norm: 0.0, learning_rate: 1.0, ..Default::default() };
+    let data = TrainingData { robust: (0..40).map(robust).collect(), utility: (0..24).map(useful).collect() };
+    let mut trainer = AdversarialTrainer::builder(all_weights())
+        .attack(given(), AttackSettings::default())
+        .robust(robust_loss)
+        .utility(SupervisedLoss::default())
+        .data(data)
+        .settings(TrainSettings {
+            micro_batch_size,
+            reduction,
+            utility_share: 0.375,
+            schedule: Schedule { warm_up: 0.0, shape: ScheduleShape::Constant },
+            optimizer,
+            grouping: Grouping::ByLength,
+            ..TrainSettings::default()
+        })
+        .build()
+        .unwrap();
+    let metrics = trainer.step().unwrap();
+    let mut found: Vec<f64> =
+        weights(trainer.model()).iter().zip(weights(&all_weights())).map(|(a, b)| a - b).collect();
+    found.extend([metrics.gradient_norm, metrics.loss]);
+    found.extend(metrics.terms.values());
+    found
+}
+
+fn cut_in_the_middle() -> AdvUlLoss {
+    let cut_off = |threshold| CutOff { threshold, slope: 0.001, form: CutOffForm::Continuous };
+    AdvUlLoss { away_cut_off: cut_off(-3.5), toward_cut_off: cut_off(3.5), ..AdvUlLoss::default() }
+}
+
+fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
+    let largest = expected.iter().fold(0.0f64, |largest, one| largest.max(one.abs()));
+    found.iter().zip(expected).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max)
+}
+
+#[test]
+fn micro_batches_change_nothing_unless_the_published_reduction_is_asked_for() {
+    let _turn = alone();
+    for (what, update) in [
+        ("C-AdvUL", (|reduction, size| one_update(cut_in_the_middle(), reduction, size)) as fn(_, _) -> _),
+        ("C-AdvIPO", |reduction, size| one_update(AdvIpoLoss { beta: 0.5, ..Default::default() }, reduction, size)),
+    ] {
+        let whole: Vec<f64> = update(Reduction::PerRow, 64);
+        for size in [8, 1] {
+            let difference = largest_difference(&update(Reduction::PerRow, size), &whole);
+            assert!(difference < 1e-9, "{what}, {size}: {difference}");
+        }
+        let published = update(Reduction::MicroBatch, 64);
+        assert!(largest_difference(&update(Reduction::MicroBatch, 8), &published) > 1e-3, "{what}");
+    }
+}
+
+/// Log p of the harmful answer, with a note of each micro-batch: its rows, and the perturbation that came with them.
+struct Noted(Arc<Mutex<Vec<(Vec<Example>, Perturbation)>>>);
+
+impl RobustLoss for Noted {
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let perturbation = input.perturbation.expect("every micro-batch has one");
+        self.0.lock().unwrap().push((input.batch.examples().to_vec(), perturbation.snapshot()?));
+        let values = -cross_entropy(input.model, input.batch, ContinuationKind::Harmful, Some(perturbation));
+        let values = TermValues::Rows { values, kind: ContinuationKind::Harmful, tokens: None };
+        Ok(vec![Term { name: "away".into(), weight: 1.0, values, cut_off: None }])
+    }
+}
+
+#[test]
+fn every_micro_batch_trains_on_its_own_perturbation() {
+    let _turn = alone();
+    let noted = Arc::default();
+    let pgd = Pgd { steps: 2, ..Pgd::default() };
+    let mut trainer = AdversarialTrainer::builder(all_weights())
+        .attack(pgd.clone(), AttackSettings::default())
+        .robust(Noted(Arc::clone(&noted)))
+        .data(TrainingData { robust: (0..6).map(robust).collect(), utility: Vec::new() })
+        .settings(TrainSettings { batch_size: 6, micro_batch_size: 2, ..TrainSettings::default() })
+        .build()
+        .unwrap();
+    let metrics = trainer.step().unwrap();
+    let noted = noted.lock().unwrap();
+    assert_eq!(noted.len(), 3);
+    // By hand from the same weights: attack each pair of rows, sum the gradients.
+    let model = all_weights();
+    let parameters: Vec<Tensor> = model.parameters().into_iter().map(|one| one.tensor).collect();
+    let mut losses = Vec::new();
+    let mut clean = Vec::new();
+    for (examples, perturbation) in noted.iter() {
+        let rows = batch(examples.clone());
+        let own =
+            attacked(&mut pgd.clone(), &mut TargetCrossEntropy, AttackSettings::default(), &model, &rows).unwrap();
+        assert!(own.perturbations[0].parts()[0].1.equal(&perturbation.parts()[0].1));
+        let loss = |perturbation| -cross_entropy(&model, &rows, ContinuationKind::Harmful, perturbation) / 6.0;
+        losses.push(loss(Some(&own.perturbations[0])));
+        clean.push(loss(None));
+    }
+    let norm = |losses: &[Tensor]| {
+        let gradients = Tensor::run_backward(&[Tensor::cat(losses, 0).sum(Kind::Double)], &parameters, true, false);
+        gradients.iter().map(|one| numbers(&one.square().sum(Kind::Double))[0]).sum::<f64>().sqrt()
+    };
+    let by_hand = norm(&losses);
+    assert_relative_eq!(metrics.gradient_norm, by_hand, max_relative = 1e-9);
+    clean[2] = losses.pop().unwrap();
+    assert!((norm(&clean) / by_hand - 1.0).abs() > 1e-3, "the last micro-batch alone would look the same");
+}
+
+/// C-AdvIPO, and a note of each example's reference values.
+struct WithReference(AdvIpoLoss, Arc<Mutex<Vec<(String, [f64; 2])>>>);
+
+impl RobustLoss for WithReference {
+    fn needs(&self) -> &[ContinuationKind] {
+        self.0.needs()
+    }
+    fn precomputes(&self) -> &[&str] {
+        self.0.precomputes()
+    }
+    fn precompute(&self, reference: &dyn CausalLm, batch: &Batch) -> Result<advtrain::Precomputed> {
+        self.0.precompute(reference, batch)
+    }
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let safe = numbers(&input.batch.values("reference_safe")?);
+        let harmful = numbers(&input.batch.values("reference_harmful")?);
+        for ((example, safe), harmful) in input.batch.examples().iter().zip(safe).zip(harmful) {
+            self.1.lock().unwrap().push((example.id().to_string(), [safe, harmful]));
+        }
+        self.0.terms(input)
+    }
+}
+
+#[test]
+fn reference_values_belong_to_their_example_whatever_the_order() {
+    let _turn = alone();
+    let original = with_lora(0.0);
+    let folder = tempfile::tempdir().unwrap();
+    let orders: [Vec<usize>; 2] = [(0..8).collect(), vec![5, 2, 7, 0, 1, 6, 3, 4]];
+    for (order, folder) in
+        [(&orders[0], None), (&orders[1], None), (&orders[1], Some(folder.path())), (&orders[1], Some(folder.path()))]
+    {
+        let noted = Arc::default();
+        let mut builder = AdversarialTrainer::builder(with_lora(0.0))
+            .robust(WithReference(AdvIpoLoss::default(), Arc::clone(&noted)))
+            .data(TrainingData { robust: order.iter().map(|number| robust(*number)).collect(), utility: Vec::new() })
+            .settings(TrainSettings { batch_size: 4, micro_batch_size: 3, epochs: 2, ..TrainSettings::default() });
+        if let Some(folder) = folder {
+            builder = builder.folder(folder);
+        }
+        run_to_end(&mut builder.build().unwrap());
+        let noted = noted.lock().unwrap();
+        assert_eq!(noted.len(), 16);
+        for (id, [safe, harmful]) in noted.iter() {
+            let rows = batch(vec![robust(id[1..].parse().unwrap())]);
+            let log_prob = |kind| -numbers(&cross_entropy(&original, &rows, kind, None))[0];
+            assert_relative_eq!(*safe, log_prob(ContinuationKind::Safe), max_relative = 1e-9);
+            assert_relative_eq!(*harmful, log_prob(ContinuationKind::Harmful), max_relative = 1e-9);
+        }
+    }
+}
+
+#[test]
+fn an_attack_leaves_gradients_and_flags_of_weights_alone() {
+    let _turn = alone();
+    let rows = batch((0..3).map(robust).collect());
+    for (model, dropout) in [(all_weights(), false), (with_lora(0.3), false), (with_lora(0.3), true)] {
+        let around = AttackSettings { dropout, ..AttackSettings::default() };
+        let attack = || {
+            attacked(&mut Pgd::default(), &mut TargetCrossEntropy, around.clone(), &model, &rows).unwrap();
+        };
+        attack();
+        for one in model.parameters() {
+            assert!(!one.tensor.grad().defined() && one.tensor.requires_grad(), "{}", one.name);
+        }
+        assert_eq!(model.embedding().requires_grad(), !model.has_adapter());
+        cross_entropy(&model, &rows, ContinuationKind::Harmful, None).sum(Kind::Double).backward();
+        let gradients =
+            || -> Vec<f64> { model.parameters().iter().flat_map(|one| numbers(&one.tensor.grad())).collect() };
+        let before = gradients();
+        assert!(before.iter().any(|one| *one != 0.0));
+        attack();
+        assert!(gradients() == before);
+    }
+}
+
+#[test]
+fn the_share_of_tokens_at_the_edge_is_reported() {
+    let _turn = alone();
+    /// Puts the tokens of a prompt at 1, 0.5, 1, 0.5, … of the radius.
+    struct Alternating(ThreatModel);
+    impl EmbeddingAttack for Alternating {
+        fn threat(&self) -> &ThreatModel {
+            &self.0
+        }
+        fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+            let sizes: Vec<f64> =
+                probe.places().iter().map(|one| [1.0, 0.5][one.offset % 2] * probe.radius()).collect();
+            let direction = probe.draw(&StandardNormal)?;
+            let sizes = Tensor::from_slice(&sizes).unsqueeze(1); // [places, 1]
+            Ok(vec![direction.map(|one| Ok(one / one.norm_scalaropt_dim(2, [1], true) * &sizes))?])
+        }
+    }
+    let examples: Vec<Example> = (0..4).map(robust).collect();
+    let lengths = examples.iter().map(|one| one.prompt().len());
+    let (edge, all) = (lengths.clone().map(|len| len.div_ceil(2)).sum::<usize>() as f64, lengths.sum::<usize>() as f64);
+    let mut trainer = AdversarialTrainer::builder(with_lora(0.0))
+        .attack(Alternating(ThreatModel::default()), AttackSettings::default())
+        .robust(AdvUlLoss::default())
+        .data(TrainingData { robust: examples, utility: Vec::new() })
+        .settings(TrainSettings { batch_size: 4, micro_batch_size: 3, ..TrainSettings::default() })
+        .build()
+        .unwrap();
+    let attack = trainer.step().unwrap().attack.unwrap();
+    assert_relative_eq!(attack.edge_share, edge / all, max_relative = 1e-12);
+    assert_relative_eq!(attack.mean_size, (edge + 0.5 * (all - edge)) / all, max_relative = 1e-9);
+    let norms: Vec<f64> = numbers(&with_lora(0.0).embedding().norm_scalaropt_dim(2, [1], false));
+    assert_relative_eq!(attack.radius, 0.1 * norms.iter().sum::<f64>() / norms.len() as f64, max_relative = 1e-12);
+}
+
+#[test]
+fn bad_set_ups_say_what_is_wrong() {
+    let _turn = alone();
+    let base = |model| {
+        AdversarialTrainer::builder(model)
+            .robust(AdvUlLoss::default())
+            .data(mixed())
+            .settings(TrainSettings { utility_share: 0.0, ..settings() })
+    };
+    let good = || base(with_lora(0.0));
+    let robust_rows = |robust: Vec<Example>| TrainingData { robust, utility: Vec::new() };
+    let half = {
+        let json = serde_json::json!({
+            "model_type": "llama", "vocab_size": 24, "hidden_size": 8, "intermediate_size": 12,
+            "num_hidden_layers": 1, "num_attention_heads": 2
+        });
+        let mut model = Decoder::random(json, 0.5, 3, Kind::Half, Device::Cpu).unwrap();
+        model.add_lora(&advtrain::LoraConfig { rank: 2, ..Default::default() }, 5).unwrap();
+        model
+    };
+    let latent = Pgd {
+        threat: ThreatModel {
+            sites: vec![advtrain::Site::Block(9)],
+            radius: Radius::Absolute(1.0),
+            ..ThreatModel::default()
+        },
+        ..Pgd::default()
+    };
+    assert!(good().build().is_ok());
+    let cases: Vec<(TrainerBuilder<Decoder>, &[&str])> = vec![
+        (good().data(robust_rows(Vec::new())), &["train.utility_share", "without robust rows"]),
+        (
+            AdversarialTrainer::builder(with_lora(0.0)).data(mixed()).settings(settings()),
+            &["train.utility_share", "without a robust loss"],
+        ),
+        (good().settings(settings()), &["train.utility_share", "without a utility loss"]),
+        (good().data(robust_rows(vec![robust(1), robust(2), robust(1)])), &["r1", "same id"]),
+        (
+            good().data(robust_rows(vec![robust(1), robust(2).keep(&[ContinuationKind::Harmful])])),
+            &["r2", "Safe continuation"],
+        ),
+        (base(half), &["dtype", "float16"]),
+        (base(toy::decoder()), &["model to train"]),
+        (
+            good().settings(TrainSettings { micro_batch_size: 0, utility_share: 0.0, ..settings() }),
+            &["train.micro_batch_size = 0", "at least 1"],
+        ),
+        (
+            good().attack(Pgd::default(), AttackSettings { restarts: 3, ..AttackSettings::default() }),
+            &["attack_settings.restarts = 3"],
+        ),
+    ];
+    for (builder, expected) in cases {
+        let error = match builder.build() {
+            Ok(_) => panic!("accepted, though it should say {expected:?}"),
+            Err(error) => error.to_string(),
+        };
+        for part in expected {
+            assert!(error.contains(part), "{error:?} does not say {part:?}");
+        }
+    }
+    // A block that the model lacks: at the first update at the latest.
+    let built = good().attack(latent, AttackSettings::default()).build();
+    let error = built.and_then(|mut trainer| trainer.step()).unwrap_err().to_string();
+    assert!(error.contains("block") && error.contains("< 2") && error.contains('9'), "{error}");
+}
+
+/// A loss that is fine for the first rows and not a number for the rest.
+struct Broken(Mutex<usize>);
+
+impl RobustLoss for Broken {
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let mut calls = self.0.lock().unwrap();
+        *calls += 1;
+        let factor = if *calls > 3 { f64::NAN } else { 1.0 };
+        let values = cross_entropy(input.model, input.batch, ContinuationKind::Harmful, None) * factor;
+        let values = TermValues::Rows { values, kind: ContinuationKind::Harmful, tokens: None };
+        Ok(vec![Term { name: "broken".into(), weight: 1.0, values, cut_off: None }])
+    }
+}
+
+#[test]
+fn a_loss_that_is_no_number_leaves_the_weights_as_they_were() {
+    let _turn = alone();
+    let mut trainer = AdversarialTrainer::builder(all_weights())
+        .robust(Broken(Mutex::new(0)))
+        .data(TrainingData { robust: (0..4).map(robust).collect(), utility: Vec::new() })
+        .settings(TrainSettings { batch_size: 4, micro_batch_size: 2, ..TrainSettings::default() })
+        .build()
+        .unwrap();
+    trainer.step().unwrap();
+    let before = weights(trainer.model());
+    let error = trainer.step().unwrap_err().to_string();
+    assert!(error.contains("update 2, micro-batch 2") && error.contains("loss"), "{error}");
+    assert!(weights(trainer.model()) == before);
+    assert_eq!(trainer.updates_done(), 1);
+}
