@@ -24,10 +24,12 @@ fn main() {
     let real = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
     let mut toy = real.clone();
     toy.lora = LoraConfig { rank: 16, dropout: 0.0, ..LoraConfig::default() };
-    toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.125, ..AdvIpoLoss::default() });
+    // The toy is far surer of its answers than a chat model: nine nats per token lie between compliance and refusal, so the
+    // margin that the loss asks for, 1/(2 beta), must be larger than the paper's two; and its square is then weighed down.
+    toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
     toy.train = TrainSettings {
         epochs: 20,
-        max_updates: Some(150),
+        max_updates: Some(200),
         batch_size: 48,
         micro_batch_size: 24,
         utility_share: 0.5,

@@ -28,7 +28,7 @@ pub struct Arguments {
     #[arg(long)]
     pub merged: bool,
     /// Rows to measure on, of each set
-    #[arg(long, default_value_t = 40)]
+    #[arg(long, default_value_t = 50)]
     pub measured: usize,
     /// A run of seconds that only shows that everything works
     #[arg(long)]

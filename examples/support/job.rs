@@ -58,7 +58,6 @@ pub struct Plan {
 struct Inputs {
     model_folder: PathBuf,
     config: RunConfig,
-    device: Device,
     format: ChatFormat,
     data: TrainingData,
     held_out: HeldOut,
@@ -117,7 +116,7 @@ fn read_inputs(arguments: &Arguments, plan: &Plan, device: Device, out: &Path) -
         Some(preset) => ChatFormat::new(Tokenizer::load(&model_folder)?, ChatTemplate::preset(preset)?)?,
     };
     let (data, held_out) = read_data(arguments, &files, &config, &format)?;
-    Ok(Inputs { model_folder, config, device, format, data, held_out })
+    Ok(Inputs { model_folder, config, format, data, held_out })
 }
 
 fn decided(kind: Kind) -> Dtype {
@@ -289,6 +288,5 @@ fn write_results(
         metrics.len(),
         model.device()
     );
-    let _ = inputs.device;
     Ok(())
 }
