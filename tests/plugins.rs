@@ -127,10 +127,13 @@ impl EmbeddingAttack for Seeds {
     }
 }
 
+/// The ids of a prompt, and how many places of it were perturbed.
+type Seen = (Vec<i64>, usize);
+
 /// C-AdvUL, and a note of the prompts and perturbed places that it met.
 struct Watched {
     loss: AdvUlLoss,
-    seen: Arc<Mutex<Vec<(Vec<i64>, usize)>>>,
+    seen: Arc<Mutex<Vec<Seen>>>,
 }
 
 impl RobustLoss for Watched {
@@ -250,8 +253,11 @@ impl EmbeddingAttack for Neftune {
     }
 }
 
+/// A perturbation, the tokens of the batch's rows, and the loss by hand.
+type SeenUtility = (Perturbation, Vec<i64>, f64);
+
 /// The supervised loss, and a note of the perturbation and of the loss by hand.
-struct WatchedUtility(Arc<Mutex<Vec<(Perturbation, Vec<i64>, f64)>>>);
+struct WatchedUtility(Arc<Mutex<Vec<SeenUtility>>>);
 
 impl UtilityLoss for WatchedUtility {
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
