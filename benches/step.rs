@@ -19,7 +19,10 @@ use advtrain::{
 use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 use serde_json::{Value, json};
 
-const SHAPES: [(&str, fn() -> Value); 2] = [("gemma-small", gemma_small), ("smollm2-135m", smollm2)];
+/// A name, and the config.json of the shape.
+type Shape = (&'static str, fn() -> Value);
+
+const SHAPES: [Shape; 2] = [("gemma-small", gemma_small), ("smollm2-135m", smollm2)];
 const ROWS: usize = 8;
 const UTILITY_ROWS: usize = 56;
 const PROMPT: usize = 64;

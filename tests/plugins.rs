@@ -253,7 +253,7 @@ impl EmbeddingAttack for Neftune {
     }
 }
 
-/// A perturbation, the tokens of the batch's rows, and the loss by hand.
+/// A perturbation, the prompt lengths of the batch's rows, and the loss by hand.
 type SeenUtility = (Perturbation, Vec<i64>, f64);
 
 /// The supervised loss, and a note of the perturbation and of the loss by hand.
