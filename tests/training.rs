@@ -211,8 +211,11 @@ fn micro_batches_change_nothing_unless_the_published_reduction_is_asked_for() {
     }
 }
 
+/// A micro-batch, and the perturbation that its loss was given.
+type Attacked = (Vec<Example>, Perturbation);
+
 /// Log p of the harmful answer, with a note of each micro-batch: its rows, and the perturbation that came with them.
-struct Noted(Arc<Mutex<Vec<(Vec<Example>, Perturbation)>>>);
+struct Noted(Arc<Mutex<Vec<Attacked>>>);
 
 impl RobustLoss for Noted {
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
@@ -263,8 +266,11 @@ fn every_micro_batch_trains_on_its_own_perturbation() {
     assert!((norm(&clean) / by_hand - 1.0).abs() > 1e-3, "the last micro-batch alone would look the same");
 }
 
+/// An example's id, and its two reference values.
+type ReferenceOf = (String, [f64; 2]);
+
 /// C-AdvIPO, and a note of each example's reference values.
-struct WithReference(AdvIpoLoss, Arc<Mutex<Vec<(String, [f64; 2])>>>);
+struct WithReference(AdvIpoLoss, Arc<Mutex<Vec<ReferenceOf>>>);
 
 impl RobustLoss for WithReference {
     fn needs(&self) -> &[ContinuationKind] {
