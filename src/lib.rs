@@ -93,3 +93,8 @@ pub use model::*;
 pub use ndarray;
 pub use tch;
 pub use train::*;
+
+/// Keeps the README's program compiling.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
