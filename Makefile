@@ -33,8 +33,9 @@ demo: libtorch
 REAL := .real
 REAL_PYTHON := $(REAL)/venv/bin/python
 
+# One test at a time: each starts Pythons that want all cores.
 test-real: libtorch $(REAL)/ready
-	ADVTRAIN_REAL=$(CURDIR)/$(REAL) cargo test --test real -- --ignored --nocapture
+	ADVTRAIN_REAL=$(CURDIR)/$(REAL) cargo test --test real -- --ignored --test-threads=1 --nocapture
 
 $(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests/real/smollm2.py
 	rm -rf $(REAL)
