@@ -18,9 +18,9 @@ fn main() {
     }
 }
 
-/// The rpath reaches the binaries, examples and tests of this package alone. Doc-tests, and `cargo run` and `cargo test`
-/// of packages that depend on it, find libraries in the search folders that lie inside the target folder: Cargo puts
-/// those, and no others, into the library path of what it starts. A link there is enough.
+/// The rpath reaches this package's own binaries, examples and tests alone. What `cargo run` and `cargo test` start in packages
+/// that depend on it finds libraries in the search folders that lie inside the target folder: Cargo puts those, and no
+/// others, into the library path. A link there is enough; a program started without Cargo needs a path of its own.
 fn let_cargo_run_find(libraries: &Path) {
     let Some(out) = env::var_os("OUT_DIR") else { return };
     let link = Path::new(&out).join("libtorch");
@@ -28,7 +28,10 @@ fn let_cargo_run_find(libraries: &Path) {
     #[cfg(unix)]
     match std::os::unix::fs::symlink(libraries, &link) {
         Ok(()) => println!("cargo:rustc-link-search=native={}", link.display()),
-        Err(error) => println!("cargo:warning={}: {error}; doc-tests will not find libtorch", link.display()),
+        Err(error) => println!(
+            "cargo:warning={}: {error}; `cargo run` of packages that depend on this one will not find libtorch",
+            link.display()
+        ),
     }
     #[cfg(not(unix))]
     let _ = libraries;
