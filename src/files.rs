@@ -6,6 +6,8 @@ use std::{
     path::Path,
 };
 
+use serde::{Serialize, de::DeserializeOwned};
+
 use crate::{Error, Result};
 
 /// Writes a file beside its place, flushes it to disk and renames it into place, making the folder if needed.
@@ -33,6 +35,21 @@ pub(crate) fn remove(path: &Path) -> Result<()> {
         Err(error) if error.kind() != ErrorKind::NotFound => Err(Error::io(path, error)),
         _ => Ok(()),
     }
+}
+
+/// Writes a value as indented JSON, as [`write`] does.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_vec_pretty(value).map_err(|error| Error::file(path, error.to_string()))?;
+    write(path, &json)
+}
+
+/// Reads a JSON file.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    serde_json::from_str(&read_text(path)?).map_err(|error| {
+        // The rest is JSON that says something else than it should.
+        let what = if error.is_data() { "" } else { "not JSON: " };
+        Error::file(path, format!("{what}{error}"))
+    })
 }
 
 /// Reads a text file.

@@ -75,6 +75,7 @@ mod config;
 #[cfg(libtorch_cuda)]
 mod cuda_link;
 mod data;
+mod digest;
 mod error;
 mod eval;
 mod files;

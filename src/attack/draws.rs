@@ -2,7 +2,7 @@
 
 use rand_chacha::ChaCha8Rng;
 
-use crate::generator;
+use crate::digest::generator;
 
 /// Where an attack's random numbers come from: a row's depend on the seed, the epoch, the row's example id and the restart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

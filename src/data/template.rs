@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashSet,
-    fmt, fs, iter,
+    fmt, iter,
     ops::Range,
     path::{Path, PathBuf},
 };
@@ -17,7 +17,7 @@ use super::{
     special_tokens::read_json,
     template_engine::{Engine, messages_value},
 };
-use crate::{Error, Result};
+use crate::{Error, Result, digest::hex, files};
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -74,8 +74,7 @@ impl ChatTemplate {
         let special = SpecialTokens::load(folder)?;
         let path = folder.join(TEMPLATE_FILE);
         if path.exists() {
-            let source = fs::read_to_string(&path).map_err(|source| Error::io(&path, source))?;
-            return Self::compile(source, path, special);
+            return Self::compile(files::read_text(&path)?, path, special);
         }
         let path = folder.join("tokenizer_config.json");
         let config = read_json(&path)?.unwrap_or_default();
@@ -112,7 +111,7 @@ impl ChatTemplate {
 
     /// SHA-256 of the Jinja text, in hexadecimal: for cache keys and reports.
     pub fn hash(&self) -> String {
-        Sha256::digest(self.source.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&Sha256::digest(self.source.as_bytes()))
     }
 
     /// Whether the template marks what is generated with `{% generation %}` tags.
@@ -120,13 +119,12 @@ impl ChatTemplate {
         self.engine.has_generation_tags
     }
 
-    /// Writes the template as `chat_template.jinja` into a folder, which must exist.
+    /// Writes the template as `chat_template.jinja` into a folder, made if it is not there.
     ///
     /// # Errors
     /// If the file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        let path = folder.as_ref().join(TEMPLATE_FILE);
-        fs::write(&path, &self.source).map_err(|source| Error::io(path, source))
+        files::write(&folder.as_ref().join(TEMPLATE_FILE), self.source.as_bytes())
     }
 
     /// The text of a conversation; `add_generation_prompt` adds the header of the answer to come. Dates that a template

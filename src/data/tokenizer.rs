@@ -9,7 +9,7 @@ use std::{
 use tokenizers::{PostProcessorWrapper, Tokenizer as Inner};
 
 use super::special_tokens::{SpecialTokens, read_json, stop_ids};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The files that [`Tokenizer::save`] copies when the tokenizer came from a folder.
 const FILES: [&str; 6] = [
@@ -107,7 +107,7 @@ impl Tokenizer {
         Ok(Self { inner, special, end_ids, origin })
     }
 
-    /// Writes the tokenizer's files into a folder, which must exist: a copy of the files it was loaded from, or
+    /// Writes the tokenizer's files into a folder, made if it is not there: a copy of the files it was loaded from, or
     /// `tokenizer.json` and `tokenizer_config.json` for one built in memory.
     ///
     /// # Errors
@@ -117,9 +117,9 @@ impl Tokenizer {
         match &self.origin {
             Origin::Folder(origin) => copy_files(origin, folder),
             Origin::Memory(json) => {
-                write(&folder.join(TOKENIZER_FILE), json)?;
-                let config = self.special.to_config();
-                write(&folder.join("tokenizer_config.json"), &format!("{config:#}\n"))
+                files::write(&folder.join(TOKENIZER_FILE), json.as_bytes())?;
+                let config = format!("{:#}\n", self.special.to_config());
+                files::write(&folder.join("tokenizer_config.json"), config.as_bytes())
             }
         }
     }
@@ -217,13 +217,9 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
         }
         // Read whole before writing: the two may be the same file.
         let bytes = fs::read(&source).map_err(|error| Error::io(&source, error))?;
-        fs::write(&target, bytes).map_err(|error| Error::io(&target, error))?;
+        files::write(&target, &bytes)?;
     }
     Ok(())
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| Error::io(path, source))
 }
 
 #[cfg(test)]

@@ -21,7 +21,7 @@ use super::{
     rope::Rope,
     weights::{FolderWeights, RandomWeights, WeightSource},
 };
-use crate::{Batch, Error, Layout, Result, error::Context, files, tensor, tensor::is_recorded};
+use crate::{Batch, Error, Layout, Result, digest::hex, error::Context, files, tensor, tensor::is_recorded};
 
 /// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
 /// its linear layers.
@@ -66,8 +66,7 @@ impl Decoder {
     pub fn load(folder: impl AsRef<Path>, kind: Kind, device: Device) -> Result<Self> {
         let folder = folder.as_ref();
         let path = folder.join("config.json");
-        let json = serde_json::from_str(&files::read_text(&path)?)
-            .map_err(|error| Error::file(&path, format!("not JSON: {error}")))?;
+        let json = files::read_json(&path)?;
         let config = DecoderConfig::from_json(&json, path)?;
         let mut weights = FolderWeights::open(folder)?;
         let tied = config.tied_head;
@@ -336,6 +335,6 @@ impl TrainableLm for Decoder {
                 hash.update(tensor::number(&sum)?.to_le_bytes());
             }
         }
-        Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+        Ok(hex(&hash.finalize()))
     }
 }

@@ -26,6 +26,16 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// The setting that stands for a floating dtype, whatever the device.
+    pub fn of(kind: Kind) -> Self {
+        match kind {
+            Kind::BFloat16 => Self::Bfloat16,
+            Kind::Half => Self::Float16,
+            Kind::Double => Self::Float64,
+            _ => Self::Float32,
+        }
+    }
+
     /// The dtype on a device; [`Dtype::Auto`] is decided here. Warns in the log where bfloat16 was asked for and is slow.
     pub fn on(self, device: Device) -> Kind {
         match self {

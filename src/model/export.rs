@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
-use tch::Kind;
 
 use super::{
     causal_lm::CausalLm,
@@ -11,7 +10,7 @@ use super::{
     decoder::Decoder,
     weights::{Shard, write_shards},
 };
-use crate::{Error, Result, files};
+use crate::{Dtype, Result, files};
 
 impl Decoder {
     /// Writes config.json and the weights, the adapter merged in, in the compute dtype. The tokenizer's files are the
@@ -34,20 +33,12 @@ impl Decoder {
             tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
         }
         write_shards(folder, tensors, shard)?;
-        let path = folder.join("config.json");
-        let json =
-            serde_json::to_vec_pretty(&self.export_config()).map_err(|error| Error::file(&path, error.to_string()))?;
-        files::write(&path, &json)
+        files::write_json(&folder.join("config.json"), &self.export_config())
     }
 
     fn export_config(&self) -> Value {
         let mut map = self.source_config.as_object().cloned().unwrap_or_default();
-        let dtype = match self.kind() {
-            Kind::BFloat16 => "bfloat16",
-            Kind::Half => "float16",
-            Kind::Double => "float64",
-            _ => "float32",
-        };
+        let dtype = Dtype::of(self.kind());
         map.insert("dtype".into(), json!(dtype));
         map.insert("torch_dtype".into(), json!(dtype));
         if self.config.family == Family::Gemma {
@@ -87,7 +78,7 @@ fn add_old_rope(map: &mut Map<String, Value>, mut rope: Map<String, Value>, fami
 
 #[cfg(test)]
 mod tests {
-    use tch::Device;
+    use tch::{Device, Kind};
 
     use super::*;
 

@@ -6,12 +6,12 @@ use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
 use super::{
+    cache::KvCache,
     causal_lm::{CausalLm, Input, Pass},
     decoder::Decoder,
     perturbation::Perturbation,
-    weights::generator,
 };
-use crate::{Batch, Error, Example, Layout, Result, TokenKind, Tokens, tensor};
+use crate::{Batch, Error, Example, Layout, Result, TokenKind, Tokens, digest::generator, tensor};
 
 /// How prompts are continued.
 ///
@@ -197,10 +197,12 @@ pub(super) fn with_cache(
     let _guard = tch::no_grad_guard();
     let mut rows = Rows::new(prompts, settings)?;
     let capacity = prompts.layout().longest_row() + settings.max_new_tokens;
-    let mut cache = model.new_cache(prompts.rows(), capacity)?;
-    let input = Input::of_batch(model, prompts, perturbation, Pass::default())?;
-    let hidden = model.hidden_cached(&input, &mut cache)?;
-    let mut logits = last_logits(model, &hidden.last, prompts.layout())?;
+    let read = |texts: &Batch, perturbation: Option<&Perturbation>| -> Result<(KvCache, Tensor)> {
+        let mut cache = model.new_cache(texts.rows(), capacity)?;
+        let hidden = model.hidden_cached(&Input::of_batch(model, texts, perturbation, Pass::default())?, &mut cache)?;
+        Ok((cache, last_logits(model, &hidden.last, texts.layout())?))
+    };
+    let (mut cache, mut logits) = read(prompts, perturbation)?;
     loop {
         let before = rows.active.len();
         let kept = rows.take(&logits)?;
@@ -214,9 +216,7 @@ pub(super) fn with_cache(
             let texts = rows.active.iter().map(|row| longer(&prompts.examples()[*row], &rows.said[*row]));
             let texts = Batch::new(texts.collect::<Result<_>>()?, prompts.device())?;
             let perturbation = perturbation.map(|found| found.restrict(&rows.active)).transpose()?;
-            cache = model.new_cache(texts.rows(), capacity)?;
-            let input = Input::of_batch(model, &texts, perturbation.as_ref(), Pass::default())?;
-            logits = last_logits(model, &model.hidden_cached(&input, &mut cache)?.last, texts.layout())?;
+            (cache, logits) = read(&texts, perturbation.as_ref())?;
             continue;
         }
         let newest: Vec<i64> = rows.active.iter().filter_map(|row| rows.said[*row].last().copied()).collect();

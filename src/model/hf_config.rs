@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::config::{Activation, DecoderConfig, Family, NormKind, Projection, RopeConfig, RopeScaling};
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, files};
 
 const SUPPORTED: &str = "gemma, phi3, mistral, llama and qwen2 are";
 
@@ -17,9 +17,7 @@ impl DecoderConfig {
     /// is not implemented: the message names the key and its value.
     pub fn read(folder: &Path) -> Result<Self> {
         let path = folder.join("config.json");
-        let text = std::fs::read_to_string(&path).map_err(|error| Error::io(&path, error))?;
-        let json = serde_json::from_str(&text).map_err(|error| Error::file(&path, format!("not JSON: {error}")))?;
-        Self::from_json(&json, path)
+        Self::from_json(&files::read_json(&path)?, path)
     }
 
     /// Reads the value of a `config.json`; `path` is for messages.

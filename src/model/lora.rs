@@ -11,9 +11,9 @@ use super::{
     causal_lm::{CausalLm, TrainableLm},
     decoder::Decoder,
     linear::{Linear, Lora},
-    weights::{FolderWeights, WeightSource, generator, write_tensors},
+    weights::{FolderWeights, WeightSource, write_tensors},
 };
-use crate::{Error, ErrorKind, Result, error::Context, files};
+use crate::{Error, ErrorKind, Result, digest::generator, error::Context, files};
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -140,10 +140,7 @@ impl Decoder {
             .map(|parameter| (parameter.name, parameter.tensor))
             .collect();
         write_tensors(&folder.join(WEIGHTS), &factors)?;
-        let path = folder.join(CONFIG);
-        let json = serde_json::to_vec_pretty(&self.peft_config(config, base_model))
-            .map_err(|error| Error::file(&path, error.to_string()))?;
-        files::write(&path, &json)
+        files::write_json(&folder.join(CONFIG), &self.peft_config(config, base_model))
     }
 
     fn peft_config(&self, config: &LoraConfig, base_model: &str) -> Value {
@@ -247,8 +244,7 @@ fn is_plain(key: &str, value: &Value) -> bool {
 }
 
 fn read_config(path: &Path) -> Result<LoraConfig> {
-    let json: Value = serde_json::from_str(&files::read_text(path)?)
-        .map_err(|error| Error::file(path, format!("not JSON: {error}")))?;
+    let json: Value = files::read_json(path)?;
     let map = json.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
     if let Some((key, value)) = map.iter().find(|(key, value)| !is_plain(key, value)) {
         let supported = "plain LoRA on linear layers is".to_string();

@@ -28,4 +28,4 @@ pub use device::{Dtype, device};
 pub use generate::{Generation, Sampling};
 pub use lora::LoraConfig;
 pub use perturbation::{Perturbation, Place, Site};
-pub(crate) use weights::{generator, read_tensors, write_tensors};
+pub(crate) use weights::{read_tensors, write_tensors};

@@ -7,14 +7,11 @@ use std::{
 };
 
 use memmap2::Mmap;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, Normal};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result};
+use crate::{Error, Result, digest::generator};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -118,9 +115,7 @@ impl MappedFile {
 }
 
 fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
-    let text = std::fs::read_to_string(index).map_err(|error| Error::io(index, error))?;
-    let json: serde_json::Value =
-        serde_json::from_str(&text).map_err(|error| Error::file(index, format!("not JSON: {error}")))?;
+    let json: serde_json::Value = crate::files::read_json(index)?;
     let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {
         return Err(Error::file(index, "weight_map: expected an object from tensor names to file names"));
     };
@@ -228,8 +223,7 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard:
         weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone().into())));
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-    let json = serde_json::to_vec_pretty(&index).map_err(|error| Error::file(&path, error.to_string()))?;
-    crate::files::write(&path, &json)?;
+    crate::files::write_json(&path, &index)?;
     // An older model's file would be read instead of the shards.
     crate::files::remove(&single)
 }
@@ -275,12 +269,4 @@ impl WeightSource for RandomWeights {
         let values: Vec<f32> = normal.sample_iter(&mut random).take(shape.iter().product::<i64>() as usize).collect();
         Ok(Tensor::from_slice(&values).f_view(shape)?)
     }
-}
-
-/// The generator of one named thing, from a seed.
-pub(crate) fn generator(seed: u64, name: &str) -> ChaCha8Rng {
-    let mut hash = Sha256::new();
-    hash.update(seed.to_le_bytes());
-    hash.update(name);
-    ChaCha8Rng::from_seed(hash.finalize().into())
 }

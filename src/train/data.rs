@@ -8,7 +8,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, files};
+use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, files};
 
 /// The rows that a run trains on.
 #[derive(Clone, Debug, Default)]
@@ -59,13 +59,11 @@ impl Reference {
         let key = key(loss.precomputes(), fingerprint, rows);
         let path = folder.map(|folder| folder.join(format!("reference-{}.json", &key[..16])));
         if let Some(path) = path.as_deref().filter(|path| path.exists()) {
-            let values = serde_json::from_str(&files::read_text(path)?);
-            return Ok(Self { values: values.map_err(|error| Error::file(path, error.to_string()))? });
+            return Ok(Self { values: files::read_json(path)? });
         }
         let reference = Self::compute(loss, model, rows, micro_batch_size)?;
         if let Some(path) = path {
-            let json = serde_json::to_vec(&reference.values).map_err(|error| Error::file(&path, error.to_string()))?;
-            files::write(&path, &json)?;
+            files::write_json(&path, &reference.values)?;
         }
         Ok(reference)
     }
@@ -123,5 +121,5 @@ fn key(names: &[&str], fingerprint: &str, rows: &[Example]) -> String {
             tokens.ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
         }
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&hash.finalize())
 }

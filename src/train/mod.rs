@@ -1,5 +1,6 @@
 //! The training loop and what belongs to it.
 
+mod builder;
 mod card;
 mod checkpoint;
 mod data;
@@ -11,6 +12,7 @@ mod settings;
 mod tensorboard;
 mod trainer;
 
+pub use builder::TrainerBuilder;
 pub use card::ModelCard;
 pub use data::TrainingData;
 pub use metrics::{AttackMetrics, UpdateMetrics, metrics_array};
@@ -19,4 +21,4 @@ pub use optimizer::OptimizerConfig;
 pub use schedule::{Schedule, ScheduleShape};
 pub use settings::{Grouping, TrainSettings};
 pub use tensorboard::TensorBoard;
-pub use trainer::{AdversarialTrainer, Finish, TrainerBuilder};
+pub use trainer::{AdversarialTrainer, Finish};
