@@ -11,30 +11,19 @@
 
 mod support;
 
-use advtrain::{
-    AdvIpoLoss, Algorithm, LoraConfig, LossConfig, ModelPreset, OptimizerConfig, Preset, RunConfig, TrainSettings,
-};
+use advtrain::{AdvIpoLoss, Algorithm, LossConfig, ModelPreset, Preset, RunConfig};
 use clap::Parser;
 use support::{
     arguments::Arguments,
     job::{self, Plan},
+    toy,
 };
 
 fn main() {
     let real = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
-    let mut toy = real.clone();
-    toy.lora = LoraConfig { rank: 16, dropout: 0.0, ..LoraConfig::default() };
+    let mut toy = toy::settings(real.clone(), 200);
     // The toy is far surer of its answers than a chat model: nine nats per token lie between compliance and refusal, so the
     // margin that the loss asks for, 1/(2 beta), must be larger than the paper's two; and its square is then weighed down.
     toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
-    toy.train = TrainSettings {
-        epochs: 20,
-        max_updates: Some(200),
-        batch_size: 48,
-        micro_batch_size: 24,
-        utility_share: 0.5,
-        optimizer: OptimizerConfig { learning_rate: 2e-3, max_gradient_norm: 1.0, ..OptimizerConfig::default() },
-        ..TrainSettings::default()
-    };
     job::main(Arguments::parse(), Plan { name: "advipo_gemma", toy, real });
 }

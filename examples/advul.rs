@@ -11,25 +11,16 @@
 
 mod support;
 
-use advtrain::{Algorithm, LoraConfig, ModelPreset, OptimizerConfig, Preset, RunConfig, TrainSettings};
+use advtrain::{Algorithm, ModelPreset, Preset, RunConfig};
 use clap::Parser;
 use support::{
     arguments::Arguments,
     job::{self, Plan},
+    toy,
 };
 
 fn main() {
     let real = RunConfig::preset(Algorithm::AdvUl, Preset::Corrected, ModelPreset::Gemma2b);
-    let mut toy = real.clone();
-    toy.lora = LoraConfig { rank: 16, dropout: 0.0, ..LoraConfig::default() };
-    toy.train = TrainSettings {
-        epochs: 20,
-        max_updates: Some(150),
-        batch_size: 48,
-        micro_batch_size: 24,
-        utility_share: 0.5,
-        optimizer: OptimizerConfig { learning_rate: 2e-3, max_gradient_norm: 1.0, ..OptimizerConfig::default() },
-        ..TrainSettings::default()
-    };
+    let toy = toy::settings(real.clone(), 150);
     job::main(Arguments::parse(), Plan { name: "advul", toy, real });
 }

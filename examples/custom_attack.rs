@@ -40,7 +40,7 @@ impl EmbeddingAttack for FrankWolfe {
     }
 }
 
-/// Keeps the answer to a perturbed prompt where it is for a prompt perturbed at random: a loss that asks for smoothness.
+/// Keeps what the model predicts on a perturbed prompt near what the original predicts on the prompt itself.
 struct Smoothness {
     weight: f64,
 }

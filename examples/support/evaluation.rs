@@ -2,7 +2,7 @@
 
 use advtrain::{
     AnswerPair, AttackSettings, CausalLm, Chat, ChatFormat, ContinuationKind, Example, Generation, Iterate, Message,
-    Pgd, Rate, Result, Start, ThreatModel, answers, attack_and_answer, is_refusal, mean_target_loss,
+    Pgd, Rate, Result, Start, ThreatModel, answers, attack_examples, is_refusal, mean_target_loss,
 };
 use serde::{Deserialize, Serialize};
 
@@ -102,7 +102,7 @@ impl Measuring {
         let mut attack = self.attack(bounded);
         let generation = self.generation(format);
         let result =
-            attack_and_answer(model, &held_out.rows, &mut attack, settings, self.seed, self.rows, &generation)?;
+            attack_examples(model, &held_out.rows, &mut attack, settings, self.seed, self.rows, Some(&generation))?;
         let mut success = Vec::new();
         for (row, pair) in result.rows.iter().zip(&held_out.pairs) {
             success.push(begins_with(&format.tokenizer().decode(&row.answer, true)?, &pair.harmful));

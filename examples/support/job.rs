@@ -12,8 +12,7 @@ use std::{
 use advtrain::{
     AdversarialTrainer, AnswerPair, BehaviorFiles, CausalLm, Chat, ChatFormat, ChatReader, ChatTemplate, Decoder,
     Dtype, Example, Finish, JsonLines, LoadReport, ModelCard, Progress, RunConfig, TensorBoard, Tokenizer,
-    TrainingData, device, encode_chats, encode_pairs, load_behavior_pairs, split_by_name,
-    tch::{Device, Kind},
+    TrainingData, device, encode_chats, encode_pairs, load_behavior_pairs, split_by_name, tch::Device,
 };
 use anyhow::{Context, Result};
 
@@ -75,14 +74,15 @@ pub fn main(arguments: Arguments, plan: Plan) {
 fn run(arguments: Arguments, plan: Plan) -> Result<()> {
     let device = device(&arguments.device)?;
     let out = arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(plan.name));
-    let inputs = read_inputs(&arguments, &plan, device, &out)?;
+    let mut inputs = read_inputs(&arguments, &plan, device, &out)?;
     let kind = inputs.config.model.dtype.on(device);
     let mut model = Decoder::load(&inputs.model_folder, kind, device)?;
     inputs.config.write(out.join("run.toml"))?;
     let measuring = measuring(&arguments, &inputs.config);
     let before = before(&out, || Ok(measuring.measure(&model, &inputs.format, &inputs.held_out)?))?;
     model.add_lora(&inputs.config.lora, inputs.config.train.seed)?;
-    let Some(model) = train(&inputs, model, &out)? else {
+    let data = std::mem::take(&mut inputs.data);
+    let Some(model) = train(&inputs.config, data, model, &out)? else {
         println!("stopped; the same command goes on from the last checkpoint in {}", out.display());
         return Ok(());
     };
@@ -109,7 +109,7 @@ fn read_inputs(arguments: &Arguments, plan: &Plan, device: Device, out: &Path) -
         config.train.batch_size = config.train.batch_size.min(8);
     }
     config.train.max_updates = arguments.updates.or(config.train.max_updates);
-    config.model.dtype = decided(config.model.dtype.on(device));
+    config.model.dtype = Dtype::of(config.model.dtype.on(device));
     config.validate()?;
     let format = match config.model.template {
         None => ChatFormat::load(&model_folder)?,
@@ -117,15 +117,6 @@ fn read_inputs(arguments: &Arguments, plan: &Plan, device: Device, out: &Path) -
     };
     let (data, held_out) = read_data(arguments, &files, &config, &format)?;
     Ok(Inputs { model_folder, config, format, data, held_out })
-}
-
-fn decided(kind: Kind) -> Dtype {
-    match kind {
-        Kind::BFloat16 => Dtype::Bfloat16,
-        Kind::Half => Dtype::Float16,
-        Kind::Double => Dtype::Float64,
-        _ => Dtype::Float32,
-    }
 }
 
 fn read_data(
@@ -230,12 +221,11 @@ fn before(out: &Path, measure: impl FnOnce() -> Result<Measured>) -> Result<Meas
 }
 
 /// The hardened model; none if the run was stopped.
-fn train(inputs: &Inputs, model: Decoder, out: &Path) -> Result<Option<Decoder>> {
-    let config = &inputs.config;
+fn train(config: &RunConfig, data: TrainingData, model: Decoder, out: &Path) -> Result<Option<Decoder>> {
     let mut builder = AdversarialTrainer::builder(model)
         .robust(config.loss.build())
         .utility(config.utility.clone())
-        .data(inputs.data.clone())
+        .data(data)
         .settings(config.train.clone())
         .folder(out);
     if let Some(attack) = &config.attack {

@@ -9,8 +9,9 @@ use std::{
 };
 
 use advtrain::{
-    AdversarialTrainer, ChatFormat, ChatReader, ChatTemplate, Decoder, Finish, JsonLines, OptimizerConfig, Progress,
-    SpecialTokens, SupervisedLoss, TemplatePreset, TrainSettings, TrainingData, Turns, encode_chats,
+    AdversarialTrainer, ChatFormat, ChatReader, ChatTemplate, Decoder, Finish, JsonLines, LoraConfig, OptimizerConfig,
+    Progress, RunConfig, SpecialTokens, SupervisedLoss, TemplatePreset, TrainSettings, TrainingData, Turns,
+    encode_chats,
     tch::{Device, Kind},
 };
 use serde_json::json;
@@ -60,6 +61,23 @@ pub struct Size {
 impl Size {
     pub const FULL: Self = Self { updates: 500, behaviors: (240, 50), harmless: (700, 50) };
     pub const QUICK: Self = Self { updates: 30, behaviors: (24, 4), harmless: (48, 4) };
+}
+
+/// A real run's settings, made smaller for the toy.
+pub fn settings(real: RunConfig, updates: usize) -> RunConfig {
+    RunConfig {
+        lora: LoraConfig { rank: 16, dropout: 0.0, ..LoraConfig::default() },
+        train: TrainSettings {
+            epochs: 20,
+            max_updates: Some(updates),
+            batch_size: 48,
+            micro_batch_size: 24,
+            utility_share: 0.5,
+            optimizer: OptimizerConfig { learning_rate: 2e-3, max_gradient_norm: 1.0, ..OptimizerConfig::default() },
+            ..TrainSettings::default()
+        },
+        ..real
+    }
 }
 
 /// The toy's model folder and files under `folder`, made if they are not there.

@@ -42,38 +42,12 @@ impl EmbeddingEvaluation {
     }
 }
 
-/// Attacks examples, `rows` at a time, and measures the loss of their harmful continuations.
+/// Attacks examples, `rows` at a time, and measures the loss of their harmful continuations; with `generation`, also what
+/// the model then says to the perturbed prompt.
 ///
 /// # Errors
 /// If an example has no harmful continuation, or attack or model fail.
-pub fn attacked_losses(
-    model: &dyn CausalLm,
-    examples: &[Example],
-    attack: &mut dyn EmbeddingAttack,
-    settings: &AttackSettings,
-    seed: u64,
-    rows: usize,
-) -> Result<EmbeddingEvaluation> {
-    evaluate(model, examples, attack, settings, seed, rows, None)
-}
-
-/// The same, and what the model then says to the perturbed prompt.
-///
-/// # Errors
-/// As [`attacked_losses`].
-pub fn attack_and_answer(
-    model: &dyn CausalLm,
-    examples: &[Example],
-    attack: &mut dyn EmbeddingAttack,
-    settings: &AttackSettings,
-    seed: u64,
-    rows: usize,
-    generation: &Generation,
-) -> Result<EmbeddingEvaluation> {
-    evaluate(model, examples, attack, settings, seed, rows, Some(generation))
-}
-
-fn evaluate(
+pub fn attack_examples(
     model: &dyn CausalLm,
     examples: &[Example],
     attack: &mut dyn EmbeddingAttack,

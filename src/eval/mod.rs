@@ -6,6 +6,6 @@ mod rate;
 mod refusal;
 
 pub use answers::{answers, mean_target_loss};
-pub use embedding::{AttackedRow, EmbeddingEvaluation, attack_and_answer, attacked_losses};
+pub use embedding::{AttackedRow, EmbeddingEvaluation, attack_examples};
 pub use rate::Rate;
 pub use refusal::{REFUSAL_PHRASES, is_refusal};
