@@ -8,6 +8,7 @@ mod objective;
 mod pgd;
 mod probe;
 mod runner;
+mod start;
 mod threat;
 mod warm;
 
@@ -16,8 +17,9 @@ use tch::Tensor;
 pub use draws::Draws;
 pub use objective::{AttackObjective, TargetCrossEntropy};
 pub use pgd::{Momentum, Pgd, StepRule, StepSize};
-pub use probe::{Gradient, Probe, Start};
+pub use probe::{Gradient, Probe};
 pub use runner::{AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Iterate};
+pub use start::Start;
 pub use threat::{Norm, Radius, Region, ThreatModel};
 pub use warm::WarmStarts;
 

@@ -1,25 +1,11 @@
 //! What an attack works with.
 
 use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal, Uniform};
-use serde::{Deserialize, Serialize};
+use rand_distr::Distribution;
 use tch::{Kind, Tensor};
 
-use super::{draws::Draws, objective::AttackObjective, threat::ThreatModel, warm::WarmStarts};
+use super::{draws::Draws, objective::AttackObjective, start::Start, threat::ThreatModel, warm::WarmStarts};
 use crate::{Batch, CausalLm, Error, ErrorKind, Input, Pass, Perturbation, Place, Result, tensor};
-
-/// Where an attack starts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Start {
-    /// No perturbation (the paper's).
-    #[default]
-    Zero,
-    /// Uniform in the ball of each token.
-    Uniform,
-    /// Gaussian with the radius as expected length of each token's vector, then projected.
-    Gaussian,
-}
 
 /// The model, the batch and the rules, as one attack on one batch sees them.
 ///
@@ -137,18 +123,13 @@ impl<'a> Probe<'a> {
     /// If libtorch fails.
     pub fn draw(&mut self, distribution: &impl Distribution<f64>) -> Result<Perturbation> {
         let hidden = self.model.hidden_size() as usize;
-        let zero = self.zero()?;
-        let mut parts = Vec::new();
-        for (site, like) in zero.parts() {
-            let mut values = Vec::with_capacity(self.places.len() * hidden);
-            for place in &self.places {
-                values.extend(distribution.sample_iter(&mut self.random[place.row]).take(hidden));
-            }
-            let drawn =
-                Tensor::from_slice(&values).f_view_as(like)?.f_to_kind(like.kind())?.f_to_device(like.device())?;
-            parts.push((*site, drawn));
-        }
-        Perturbation::new(self.places.clone(), parts)
+        self.zero()?.map(|like| {
+            let rows = self.places.iter().map(|place| place.row);
+            let values: Vec<f64> = rows
+                .flat_map(|row| distribution.sample_iter(&mut self.random[row]).take(hidden).collect::<Vec<_>>())
+                .collect();
+            like_tensor(&values, like)
+        })
     }
 
     /// The start that the framework was told to use, in the threat set: zero, random, or last epoch's.
@@ -156,33 +137,20 @@ impl<'a> Probe<'a> {
     /// # Errors
     /// If libtorch fails.
     pub fn start(&mut self) -> Result<Perturbation> {
+        let hidden = self.model.hidden_size() as usize;
+        let zero = self.zero()?;
         let start = match self.start {
-            Start::Zero => self.zero()?,
-            Start::Gaussian => {
-                let scale = self.radius / (self.model.hidden_size() as f64).sqrt();
-                self.draw(&StandardNormal)?.map(|values| Ok(values.f_mul_scalar(scale)?))?
-            }
-            Start::Uniform => self.uniform()?,
+            Start::Zero => zero,
+            start => zero.map(|like| {
+                let values = start.draw(self.threat.norm, self.radius, &self.places, hidden, &mut self.random);
+                like_tensor(&values, like)
+            })?,
         };
         let start = match self.warm {
             Some(warm) => warm.overlay(start, self.batch)?,
             None => start,
         };
         self.project(&start)
-    }
-
-    /// Uniform in each token's ball: a Gaussian's direction, and the d-th root of a uniform number as its length.
-    fn uniform(&mut self) -> Result<Perturbation> {
-        let exponent = 1.0 / self.model.hidden_size() as f64;
-        let direction = self.draw(&StandardNormal)?;
-        let unit = Uniform::new(0.0, 1.0).map_err(|error| Error::mismatch("range of a draw", "0 to 1", error))?;
-        let length = self.draw(&unit)?;
-        let radius = self.radius;
-        direction.zip(&length, |direction, length| {
-            let norm = direction.f_norm_scalaropt_dim(2, [1], true)?.f_clamp_min(f64::MIN_POSITIVE)?;
-            let length = length.f_narrow(1, 0, 1)?.f_pow_tensor_scalar(exponent)?.f_mul_scalar(radius)?;
-            Ok(direction.f_div(&norm)?.f_mul(&length)?)
-        })
     }
 
     /// The nearest perturbation in the threat set.
@@ -254,6 +222,11 @@ impl<'a> Probe<'a> {
         self.log.last = values;
         Ok(())
     }
+}
+
+/// Numbers in the shape and dtype, and on the device, of another tensor.
+fn like_tensor(values: &[f64], like: &Tensor) -> Result<Tensor> {
+    Ok(Tensor::from_slice(values).f_view_as(like)?.f_to_kind(like.kind())?.f_to_device(like.device())?)
 }
 
 /// Row by row the perturbation with the lower value.
