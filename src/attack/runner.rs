@@ -137,6 +137,7 @@ impl AttackRunner {
     pub fn new(settings: AttackSettings, threat: &ThreatModel, model: &dyn CausalLm) -> Result<Self> {
         settings.validate()?;
         threat.validate()?;
+        threat.check_sites(model)?;
         Ok(Self { settings, radius: threat.radius_for(model)?, warm: WarmStarts::default() })
     }
 

@@ -97,6 +97,13 @@ impl ThreatModel {
         if self.sites.is_empty() {
             return Err(Error::setting("attack.threat.sites", "[]", "at least one site"));
         }
+        if let Some(twice) = self.sites.iter().enumerate().find(|(at, site)| self.sites[..*at].contains(site)) {
+            return Err(Error::setting(
+                "attack.threat.sites",
+                format!("{:?} twice", twice.1),
+                "a list of each site once",
+            ));
+        }
         let latent = self.sites.iter().any(|site| *site != Site::Embeddings);
         if latent && matches!(self.radius, Radius::Relative(_)) {
             return Err(Error::setting(
@@ -106,6 +113,18 @@ impl ThreatModel {
             ));
         }
         Ok(())
+    }
+
+    /// Checks that the model has every site.
+    pub(super) fn check_sites(&self, model: &dyn CausalLm) -> Result<()> {
+        let lacking = |site: &&Site| matches!(site, Site::Block(block) if *block >= model.layers());
+        match self.sites.iter().find(lacking) {
+            Some(site) => {
+                let allowed = format!("a block below {}, the number that the model has", model.layers());
+                Err(Error::setting("attack.threat.sites", format!("{site:?}"), allowed))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The radius for a model, in the units of what is perturbed.
