@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
 use advtrain::{
     AdvUlLoss, AdversarialTrainer, AttackObjective, AttackSettings, Batch, CausalLm, ContinuationKind, Draws,
-    EmbeddingAttack, Hidden, Iterate, LossInput, Norm, Observer, Pass, Perturbation, Probe, Radius, Region, Result,
-    RobustLoss, Site, Start, SupervisedLoss, TargetCrossEntropy, Term, TermValues, ThreatModel, TrainSettings,
+    EmbeddingAttack, Grouping, Hidden, Iterate, LossInput, Norm, Observer, Pass, Perturbation, Probe, Radius, Region,
+    Result, RobustLoss, Site, Start, SupervisedLoss, TargetCrossEntropy, Term, TermValues, ThreatModel, TrainSettings,
     TrainableLm, TrainingData, UpdateMetrics, UtilityLoss,
     tch::{Kind, Tensor},
 };
@@ -399,7 +399,9 @@ impl RobustLoss for Spread {
 
 #[test]
 fn a_penalty_on_weights_counts_once_per_update() {
-    for micro_batch_size in [1, 2, 4] {
+    for (micro_batch_size, grouping) in
+        [1, 2, 4].map(|size| [(size, Grouping::ByLength), (size, Grouping::AsDrawn)]).concat()
+    {
         let model = all_weights();
         let (table, rank) = (model.embedding().detach().copy(), HIDDEN as f64);
         let by_hand = |table: &Tensor| {
@@ -408,8 +410,16 @@ fn a_penalty_on_weights_counts_once_per_update() {
         };
         let mut trainer = AdversarialTrainer::builder(model)
             .robust(Spread)
-            .data(TrainingData { robust: (0..4).map(robust).collect(), utility: Vec::new() })
-            .settings(TrainSettings { batch_size: 4, micro_batch_size, epochs: 5, ..TrainSettings::default() })
+            .utility(SupervisedLoss { weight: 0.0 })
+            .data(TrainingData { robust: (0..4).map(robust).collect(), utility: (0..3).map(useful).collect() })
+            .settings(TrainSettings {
+                batch_size: 7,
+                utility_share: 3.0 / 7.0,
+                micro_batch_size,
+                grouping,
+                epochs: 5,
+                ..TrainSettings::default()
+            })
             .build()
             .unwrap();
         let metrics = trainer.step().unwrap();

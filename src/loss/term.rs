@@ -32,7 +32,8 @@ pub enum TermValues {
         /// same in every reduction.
         tokens: Option<Tensor>,
     },
-    /// One number for the update, a penalty on weights say: computed for every micro-batch, averaged over them.
+    /// One number for the update, a penalty on weights say: computed for every micro-batch that has rows of the loss,
+    /// averaged over those.
     Update(Tensor),
 }
 
@@ -93,6 +94,8 @@ pub struct UpdateSize {
     pub rows: usize,
     /// Micro-batches in the update.
     pub micro_batches: usize,
+    /// Those of them that have rows of the term's loss.
+    pub micro_batches_with_rows: usize,
 }
 
 /// One micro-batch's share of a term.
@@ -112,7 +115,10 @@ impl Term {
     pub fn reduce(&self, reduction: Reduction, update: UpdateSize) -> Result<Reduced> {
         let micro_batches = update.micro_batches.max(1) as f64;
         let (loss, mean) = match &self.values {
-            TermValues::Update(value) => (value.f_div_scalar(micro_batches)?, value.f_div_scalar(micro_batches)?),
+            TermValues::Update(value) => {
+                let share = value.f_div_scalar(update.micro_batches_with_rows.max(1) as f64)?;
+                (share.shallow_clone(), share)
+            }
             TermValues::Rows { values, tokens, .. } => {
                 if values.dim() != 1 {
                     return Err(Error::mismatch(
@@ -194,7 +200,7 @@ mod tests {
         let (values, tokens) = ([-6.0, -1.0, -2.0, -3.0], [1.0, 10.0, 4.0, 4.0]);
         let total = |reduction, size: usize| -> f64 {
             let parts = values.chunks(size).zip(tokens.chunks(size)).map(|(values, tokens)| {
-                let update = UpdateSize { rows: 4, micro_batches: 4 / size };
+                let update = UpdateSize { rows: 4, micro_batches: 4 / size, micro_batches_with_rows: 4 / size };
                 let reduced =
                     term(values, Some(tokens), Some(cut_off(CutOffForm::Continuous))).reduce(reduction, update);
                 number(&reduced.unwrap().loss).unwrap()
@@ -212,10 +218,12 @@ mod tests {
     }
 
     #[test]
-    fn a_number_for_the_update_is_averaged_over_micro_batches() {
+    fn a_number_for_the_update_is_averaged_over_the_micro_batches_of_its_loss() {
         let penalty =
             Term { name: "p".into(), weight: 2.0, values: TermValues::Update(Tensor::from(3.0)), cut_off: None };
-        let reduced = penalty.reduce(Reduction::PerRow, UpdateSize { rows: 0, micro_batches: 4 }).unwrap();
+        let reduced = penalty
+            .reduce(Reduction::PerRow, UpdateSize { rows: 0, micro_batches: 7, micro_batches_with_rows: 4 })
+            .unwrap();
         assert_eq!(numbers(&reduced.loss).unwrap(), [1.5]);
     }
 }
