@@ -16,6 +16,6 @@ pub struct Draws {
 impl Draws {
     /// The generator of one row and restart.
     pub fn generator(&self, example_id: &str, restart: usize) -> ChaCha8Rng {
-        generator(self.seed, &format!("attack\0{}\0{restart}\0{example_id}", self.epoch))
+        generator(self.seed, "attack", format!("{}\0{restart}\0{example_id}", self.epoch))
     }
 }

@@ -5,7 +5,6 @@ mod behaviors;
 mod chat_format;
 mod chats;
 mod clock;
-mod draws;
 mod encode;
 mod example;
 mod json_lines;

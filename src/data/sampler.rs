@@ -1,9 +1,13 @@
 //! Which rows make up which update: seeded, and a function of the update's number alone, so that a run resumes exactly.
 
+use rand::Rng;
+use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::draws::{generator, share_of, shuffle};
-use crate::{Error, Result};
+use crate::{
+    Error, Result,
+    digest::{generator, share_of},
+};
 
 /// Which set of rows an index counts in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -98,7 +102,7 @@ impl Sampler {
     pub fn batch(&self, update: u64) -> Vec<(Source, usize)> {
         let mut rows = self.rows_of(Source::Primary, update);
         rows.extend(self.rows_of(Source::Utility, update));
-        shuffle(&mut rows, &mut generator(self.settings.seed, "order in a batch", update));
+        shuffle(&mut rows, &mut generator(self.settings.seed, "order in a batch", update.to_le_bytes()));
         rows
     }
 
@@ -147,8 +151,16 @@ impl Sampler {
 
     fn permutation(&self, rows: u64, name: &str, counter: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..rows as usize).collect();
-        shuffle(&mut order, &mut generator(self.settings.seed, name, counter));
+        shuffle(&mut order, &mut generator(self.settings.seed, name, counter.to_le_bytes()));
         order
+    }
+}
+
+/// Shuffles in place. Written out, because a library's own way may change from version to version and a run must resume.
+fn shuffle<T>(items: &mut [T], generator: &mut ChaCha8Rng) {
+    for last in (1..items.len()).rev() {
+        let wide = u128::from(generator.next_u64()) * (last as u128 + 1);
+        items.swap(last, (wide >> 64) as usize);
     }
 }
 

@@ -137,3 +137,32 @@ fn a_split_is_stable_by_name() {
     assert!(split_by_name(&names, 1.0, 1).unwrap().0.is_empty());
     assert!(split_by_name(&names, 1.1, 1).is_err());
 }
+
+#[test]
+fn a_shuffle_keeps_all_items_and_depends_on_its_names() {
+    let order = |seed, purpose, counter| {
+        let mut items: Vec<usize> = (0..50).collect();
+        shuffle(&mut items, &mut generator(seed, purpose, [counter]));
+        items
+    };
+    let first = order(1, "a", 0);
+    assert_eq!(first, order(1, "a", 0));
+    for other in [order(2, "a", 0), order(1, "b", 0), order(1, "a", 1)] {
+        assert_ne!(first, other);
+        let mut sorted = other;
+        sorted.sort_unstable();
+        assert_eq!(sorted, (0..50).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn every_place_is_equally_likely() {
+    let mut counts = [[0; 3]; 3];
+    for counter in 0..6_000 {
+        let mut items = [0, 1, 2];
+        shuffle(&mut items, &mut generator(0, "x", u64::to_le_bytes(counter)));
+        items.iter().enumerate().for_each(|(place, item)| counts[*item][place] += 1);
+    }
+    // 2000 expected, standard deviation 37.
+    assert!(counts.iter().flatten().all(|count| (1_850..2_150).contains(count)), "{counts:?}");
+}

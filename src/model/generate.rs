@@ -96,7 +96,7 @@ impl<'a> Rows<'a> {
             settings,
             said: vec![Vec::new(); prompts.rows()],
             active: (0..prompts.rows()).collect(),
-            random: prompts.examples().iter().map(|example| generator(seed, example.id())).collect(),
+            random: prompts.examples().iter().map(|example| generator(seed, "sampling", example.id())).collect(),
         })
     }
 

@@ -23,7 +23,7 @@ fn decoder(tied: bool) -> Decoder {
 fn random(size: [i64; 2], name: &str) -> Tensor {
     use rand_distr::{Distribution, StandardNormal};
     let count = (size[0] * size[1]) as usize;
-    let values: Vec<f64> = StandardNormal.sample_iter(crate::digest::generator(9, name)).take(count).collect();
+    let values: Vec<f64> = StandardNormal.sample_iter(crate::digest::generator(9, "test", name)).take(count).collect();
     Tensor::from_slice(&values).view(size)
 }
 

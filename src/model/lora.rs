@@ -92,7 +92,7 @@ impl Decoder {
             let uniform = Uniform::new_inclusive(-bound, bound)
                 .map_err(|error| Error::mismatch("bound of an adapter's draws", "a finite number", error))?;
             let count = config.rank * linear.inputs() as usize;
-            let values: Vec<f64> = uniform.sample_iter(generator(seed, &linear.name)).take(count).collect();
+            let values: Vec<f64> = uniform.sample_iter(generator(seed, "adapter", &linear.name)).take(count).collect();
             let a = Tensor::from_slice(&values).f_view([config.rank as i64, linear.inputs()])?;
             let b = Tensor::f_zeros([linear.outputs(), config.rank as i64], (kind, device))?;
             Ok((a.f_to_kind(kind)?.f_to_device(device)?, b))

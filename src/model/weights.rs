@@ -265,7 +265,7 @@ impl WeightSource for RandomWeights {
         }
         let normal = Normal::new(0.0, self.deviation)
             .map_err(|_| Error::setting("deviation of random weights", self.deviation, "a finite number"))?;
-        let mut random = generator(self.seed, name);
+        let mut random = generator(self.seed, "weights", name);
         let values: Vec<f32> = normal.sample_iter(&mut random).take(shape.iter().product::<i64>() as usize).collect();
         Ok(Tensor::from_slice(&values).f_view(shape)?)
     }

@@ -125,11 +125,21 @@ struct Sums {
     tokens: usize,
 }
 
-/// Rows of each kind in an update, and its micro-batches.
+/// The micro-batches of an update, and what a reduction must know of all of them.
 struct UpdatePlan {
     micro_batches: Vec<Vec<(Source, usize)>>,
+    /// Continuations of each kind.
     rows: BTreeMap<ContinuationKind, usize>,
+    /// Micro-batches with rows of the robust loss.
+    robust: usize,
+    /// Micro-batches with rows of the utility loss.
+    utility: usize,
 }
+
+/// The continuations that make a row one of the robust loss.
+const ROBUST: [ContinuationKind; 2] = [ContinuationKind::Harmful, ContinuationKind::Safe];
+/// The continuation that makes a row one of the utility loss.
+const UTILITY: [ContinuationKind; 1] = [ContinuationKind::Utility];
 
 impl<M: TrainableLm> AdversarialTrainer<M> {
     /// Begins with the model; it must have something to train.
@@ -228,7 +238,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             }
         }
         let size = self.settings.micro_batch_size;
-        let micro_batches = match self.settings.grouping {
+        let micro_batches: Vec<Vec<_>> = match self.settings.grouping {
             Grouping::AsDrawn => drawn.chunks(size).map(<[_]>::to_vec).collect(),
             Grouping::ByLength => {
                 let of = |source| {
@@ -239,7 +249,13 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
                 [of(Source::Primary), of(Source::Utility)].concat()
             }
         };
-        UpdatePlan { micro_batches, rows }
+        let with_rows = |kinds: &[ContinuationKind]| {
+            let has_one = |place: &(Source, usize)| {
+                self.data.get(*place).continuations().iter().any(|one| kinds.contains(&one.kind))
+            };
+            micro_batches.iter().filter(|rows| rows.iter().any(has_one)).count()
+        };
+        UpdatePlan { robust: with_rows(&ROBUST), utility: with_rows(&UTILITY), micro_batches, rows }
     }
 
     fn micro_batch(
@@ -263,7 +279,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         let perturbations: Vec<Option<&Perturbation>> =
             if perturbations.is_empty() { vec![None] } else { perturbations.iter().map(Some).collect() };
         for perturbation in &perturbations {
-            let terms = self.terms(batch, *perturbation)?;
+            let terms = self.terms(batch, *perturbation, plan)?;
             self.backward(&terms, 1.0 / perturbations.len() as f64, plan, sums)?;
         }
         Ok(())
@@ -272,7 +288,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// libtorch's generator decides dropout alone; everything else has generators of its own.
     fn seed_dropout(&self, micro_batch: usize) {
         use rand::RngExt;
-        let mut random = generator(self.settings.seed, &format!("dropout\0{}\0{micro_batch}", self.update));
+        let mut random = generator(self.settings.seed, "dropout", format!("{}\0{micro_batch}", self.update));
         tch::manual_seed(i64::from(random.random::<u32>()));
     }
 
@@ -285,19 +301,26 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         Ok(Some(outcome))
     }
 
-    fn terms(&self, batch: &Batch, perturbation: Option<&Perturbation>) -> Result<Vec<Term>> {
-        use ContinuationKind::{Harmful, Safe, Utility};
-        let attacked = self.attack.as_ref().map(|attack| attack.attack.threat().rows);
+    /// The terms of both losses, each with the number of micro-batches that have rows of its loss.
+    fn terms(
+        &self,
+        batch: &Batch,
+        perturbation: Option<&Perturbation>,
+        plan: &UpdatePlan,
+    ) -> Result<Vec<(Term, usize)>> {
+        let attacks_utility = self.attack.as_ref().is_some_and(|attack| UTILITY.contains(&attack.attack.threat().rows));
         let mut terms = Vec::new();
-        if let (Some(loss), Some(rows)) = (&self.robust, batch.select(&[Harmful, Safe])?) {
-            let perturbation = perturbation.filter(|_| attacked != Some(Utility));
+        if let (Some(loss), Some(rows)) = (&self.robust, batch.select(&ROBUST)?) {
+            let perturbation = perturbation.filter(|_| !attacks_utility);
             let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
-            terms.extend(loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?);
+            let of_loss = loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?;
+            terms.extend(of_loss.into_iter().map(|term| (term, plan.robust)));
         }
-        if let (Some(loss), Some(rows)) = (&self.utility, batch.select(&[Utility])?) {
-            let perturbation = perturbation.filter(|_| attacked == Some(Utility));
+        if let (Some(loss), Some(rows)) = (&self.utility, batch.select(&UTILITY)?) {
+            let perturbation = perturbation.filter(|_| attacks_utility);
             let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
-            terms.extend(loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?);
+            let of_loss = loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?;
+            terms.extend(of_loss.into_iter().map(|term| (term, plan.utility)));
         }
         Ok(terms)
     }
@@ -306,14 +329,15 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         LossInput { model: &self.model, batch, perturbation, dropout: self.settings.dropout }
     }
 
-    fn backward(&self, terms: &[Term], share: f64, plan: &UpdatePlan, sums: &mut Sums) -> Result<()> {
+    fn backward(&self, terms: &[(Term, usize)], share: f64, plan: &UpdatePlan, sums: &mut Sums) -> Result<()> {
         let mut total: Option<Tensor> = None;
-        for term in terms {
+        for (term, with_rows) in terms {
             let rows = match &term.values {
                 crate::TermValues::Rows { kind, .. } => plan.rows.get(kind).copied().unwrap_or(0),
                 crate::TermValues::Update(_) => 0,
             };
-            let size = UpdateSize { rows, micro_batches: plan.micro_batches.len() };
+            let size =
+                UpdateSize { rows, micro_batches: plan.micro_batches.len(), micro_batches_with_rows: *with_rows };
             let reduced = term.reduce(self.settings.reduction, size)?;
             *sums.terms.entry(term.name.clone()).or_default() += share * tensor::number(&reduced.mean)?;
             if term.weight != 0.0 {
