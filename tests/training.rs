@@ -48,9 +48,13 @@ fn settings() -> TrainSettings {
 
 /// C-AdvUL with everything that draws random numbers on: dropout in both places, a random start, warm starts.
 fn random_run() -> TrainerBuilder<Decoder> {
+    random_run_of(with_lora(0.3))
+}
+
+fn random_run_of(model: Decoder) -> TrainerBuilder<Decoder> {
     let around =
         AttackSettings { start: Start::Gaussian, warm_start: true, dropout: true, ..AttackSettings::default() };
-    AdversarialTrainer::builder(with_lora(0.3))
+    AdversarialTrainer::builder(model)
         .attack(Pgd { steps: 2, ..Pgd::default() }, around)
         .robust(AdvUlLoss::default())
         .utility(SupervisedLoss::default())
@@ -124,18 +128,77 @@ fn what_a_run_draws_matters() {
     }
 }
 
+/// C-AdvIPO, whose reference values a resumed run reads from the folder.
+fn preference_run() -> TrainerBuilder<Decoder> {
+    random_run().robust(AdvIpoLoss::default())
+}
+
 #[test]
-fn a_checkpoint_of_another_run_is_refused() {
+fn a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been() {
+    let _turn = alone();
+    for run in [random_run, preference_run] {
+        let whole = run_to_end(&mut run().build().unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        let mut killed = run().folder(folder.path()).build().unwrap();
+        for _ in 0..3 {
+            killed.step().unwrap();
+            if killed.updates_done() == 2 {
+                killed.save_checkpoint().unwrap();
+            }
+        }
+        drop(killed);
+        let mut second = run().folder(folder.path()).build().unwrap();
+        assert_eq!(second.resume().unwrap(), 2);
+        assert!(run_to_end(&mut second) == whole);
+    }
+}
+
+#[test]
+fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
     let _turn = alone();
     let folder = tempfile::tempdir().unwrap();
     let mut first = random_run().folder(folder.path()).build().unwrap();
     first.step().unwrap();
     first.save_checkpoint().unwrap();
-    let with = |settings| random_run().settings(settings).folder(folder.path()).build().unwrap().resume();
-    assert_eq!(with(settings()).unwrap(), 1);
-    let error = with(TrainSettings { seed: 12, ..settings() }).unwrap_err().to_string();
-    assert!(error.contains("seed 11") && error.contains("seed 12"), "{error}");
-    assert!(with(TrainSettings { max_updates: Some(5), ..settings() }).is_err());
+    let resume = |builder: TrainerBuilder<Decoder>| builder.folder(folder.path()).build().unwrap().resume();
+    assert_eq!(resume(random_run()).unwrap(), 1);
+    let with = |settings| random_run().settings(settings);
+    let saved_more_often = TrainSettings { checkpoint_every: 1, keep_checkpoints: 5, ..settings() };
+    assert_eq!(resume(with(saved_more_often)).unwrap(), 1);
+    let around = || AttackSettings { start: Start::Gaussian, warm_start: true, dropout: true, ..Default::default() };
+    let three_steps = Pgd { steps: 3, ..Pgd::default() };
+    let mut other_model = toy::decoder_of_seed(4);
+    other_model.add_lora(&toy::lora(0.3), 5).unwrap();
+    let mut other_data = mixed();
+    other_data.utility[0] = useful(17);
+    let shorter = OptimizerConfig { learning_rate: 1e-3, ..settings().optimizer };
+    for (builder, expected) in [
+        (with(TrainSettings { seed: 12, ..settings() }), "train.seed was 11 and not 12"),
+        (with(TrainSettings { max_updates: Some(5), ..settings() }), "number of updates was 6 and not 5"),
+        (with(TrainSettings { optimizer: shorter, ..settings() }), "train.optimizer.learning_rate was 0.01"),
+        (random_run().attack(three_steps, around()), "steps: 3"),
+        (random_run().attack(Pgd { steps: 2, ..Pgd::default() }, AttackSettings::default()), "attack settings was"),
+        (random_run().robust(AdvUlLoss { away_weight: 0.7, ..Default::default() }), "robust loss was"),
+        (random_run().utility(SupervisedLoss { weight: 2.0 }), "utility loss was"),
+        (random_run().data(other_data), "utility rows was"),
+        (random_run_of(with_lora(0.2)), "adapter was"),
+        (random_run_of(other_model), "original model was"),
+    ] {
+        let error = resume(builder).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn a_folder_with_checkpoints_is_not_written_to_without_going_on_from_them() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    run_to_end(&mut random_run().folder(folder.path()).build().unwrap());
+    let mut second = random_run().folder(folder.path()).build().unwrap();
+    for error in [second.run(&AtomicBool::new(false)).unwrap_err(), second.save_checkpoint().unwrap_err()] {
+        assert!(error.to_string().contains("update-000006") && error.to_string().contains("resume"), "{error}");
+    }
+    assert_eq!(second.updates_done(), 0);
 }
 
 /// A perturbation that is a function of the row alone: of its id, and of how long its prompt is.
@@ -155,10 +218,15 @@ fn given() -> Given {
     Given(ThreatModel { radius: Radius::Absolute(10.0), ..ThreatModel::default() })
 }
 
-/// One update of 64 rows from the same weights, with a cut-off that binds for some of them; the weights afterwards, the
-/// gradient's norm and the loss. One step of Adam is of the size of the learning rate whatever the gradient's: a large
+/// One update of 64 rows from the same weights, with a cut-off that binds for some of them: what it moved the weights by, the
+/// gradient's norm, and the terms with the loss. One step of Adam is of the size of the learning rate whatever the gradient's: a large
 /// epsilon makes the step show the gradient itself.
-fn one_update(robust_loss: impl RobustLoss + 'static, reduction: Reduction, micro_batch_size: usize) -> Vec<f64> {
+fn one_update(
+    robust_loss: impl RobustLoss + 'static,
+    reduction: Reduction,
+    micro_batch_size: usize,
+    grouping: Grouping,
+) -> [Vec<f64>; 3] {
     let optimizer = OptimizerConfig { epsilon: 1.0, max_gradient_norm: 0.0, learning_rate: 1.0, ..Default::default() };
     let data = TrainingData { robust: (0..40).map(robust).collect(), utility: (0..24).map(useful).collect() };
     let mut trainer = AdversarialTrainer::builder(all_weights())
@@ -172,17 +240,14 @@ fn one_update(robust_loss: impl RobustLoss + 'static, reduction: Reduction, micr
             utility_share: 0.375,
             schedule: Schedule { warm_up: 0.0, shape: ScheduleShape::Constant },
             optimizer,
-            grouping: Grouping::ByLength,
+            grouping,
             ..TrainSettings::default()
         })
         .build()
         .unwrap();
     let metrics = trainer.step().unwrap();
-    let mut found: Vec<f64> =
-        weights(trainer.model()).iter().zip(weights(&all_weights())).map(|(a, b)| a - b).collect();
-    found.extend([metrics.gradient_norm, metrics.loss]);
-    found.extend(metrics.terms.values());
-    found
+    let moved = weights(trainer.model()).iter().zip(weights(&all_weights())).map(|(a, b)| a - b).collect();
+    [moved, vec![metrics.gradient_norm], metrics.terms.values().copied().chain([metrics.loss]).collect()]
 }
 
 fn cut_in_the_middle() -> AdvUlLoss {
@@ -190,25 +255,35 @@ fn cut_in_the_middle() -> AdvUlLoss {
     AdvUlLoss { away_cut_off: cut_off(-3.5), toward_cut_off: cut_off(3.5), ..AdvUlLoss::default() }
 }
 
-fn largest_difference(found: &[f64], expected: &[f64]) -> f64 {
-    let largest = expected.iter().fold(0.0f64, |largest, one| largest.max(one.abs()));
-    found.iter().zip(expected).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max)
+/// Of each list relative to its largest number.
+fn largest_difference(found: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
+    let of_list = |(found, expected): (&Vec<f64>, &Vec<f64>)| {
+        let largest = expected.iter().fold(0.0f64, |largest, one| largest.max(one.abs()));
+        found.iter().zip(expected).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max)
+    };
+    found.iter().zip(expected).map(of_list).fold(0.0, f64::max)
 }
 
 #[test]
 fn micro_batches_change_nothing_unless_the_published_reduction_is_asked_for() {
     let _turn = alone();
-    for (what, update) in [
-        ("C-AdvUL", (|reduction, size| one_update(cut_in_the_middle(), reduction, size)) as fn(_, _) -> _),
-        ("C-AdvIPO", |reduction, size| one_update(AdvIpoLoss { beta: 0.5, ..Default::default() }, reduction, size)),
-    ] {
-        let whole: Vec<f64> = update(Reduction::PerRow, 64);
-        for size in [8, 1] {
-            let difference = largest_difference(&update(Reduction::PerRow, size), &whole);
-            assert!(difference < 1e-9, "{what}, {size}: {difference}");
+    type Update = fn(Reduction, usize, Grouping) -> [Vec<f64>; 3];
+    let updates: [(&str, Update); 2] = [
+        ("C-AdvUL", |reduction, size, grouping| one_update(cut_in_the_middle(), reduction, size, grouping)),
+        ("C-AdvIPO", |reduction, size, grouping| {
+            one_update(AdvIpoLoss { beta: 0.5, ..Default::default() }, reduction, size, grouping)
+        }),
+    ];
+    for (what, update) in updates {
+        let whole = update(Reduction::PerRow, 64, Grouping::ByLength);
+        for (size, grouping) in
+            [(8, Grouping::ByLength), (1, Grouping::ByLength), (64, Grouping::AsDrawn), (8, Grouping::AsDrawn)]
+        {
+            let difference = largest_difference(&update(Reduction::PerRow, size, grouping), &whole);
+            assert!(difference < 1e-9, "{what}, {size}, {grouping:?}: {difference}");
         }
-        let published = update(Reduction::MicroBatch, 64);
-        assert!(largest_difference(&update(Reduction::MicroBatch, 8), &published) > 1e-3, "{what}");
+        let published = update(Reduction::MicroBatch, 64, Grouping::AsDrawn);
+        assert!(largest_difference(&update(Reduction::MicroBatch, 8, Grouping::AsDrawn), &published) > 1e-3, "{what}");
     }
 }
 
@@ -293,24 +368,37 @@ impl RobustLoss for WithReference {
     }
 }
 
+/// A model whose adapter is not zero: the original is another one.
+fn with_adapter() -> Decoder {
+    let model = with_lora(0.0);
+    let _guard = advtrain::tch::no_grad_guard();
+    for mut one in model.parameters() {
+        let _ = one.tensor.f_add_scalar_(0.05).unwrap();
+    }
+    model
+}
+
 #[test]
 fn reference_values_belong_to_their_example_whatever_the_order() {
     let _turn = alone();
-    let original = with_lora(0.0);
+    let original = toy::decoder();
     let folder = tempfile::tempdir().unwrap();
     let orders: [Vec<usize>; 2] = [(0..8).collect(), vec![5, 2, 7, 0, 1, 6, 3, 4]];
     for (order, folder) in
         [(&orders[0], None), (&orders[1], None), (&orders[1], Some(folder.path())), (&orders[1], Some(folder.path()))]
     {
         let noted = Arc::default();
-        let mut builder = AdversarialTrainer::builder(with_lora(0.0))
+        let mut builder = AdversarialTrainer::builder(with_adapter())
             .robust(WithReference(AdvIpoLoss::default(), Arc::clone(&noted)))
             .data(TrainingData { robust: order.iter().map(|number| robust(*number)).collect(), utility: Vec::new() })
             .settings(TrainSettings { batch_size: 4, micro_batch_size: 3, epochs: 2, ..TrainSettings::default() });
         if let Some(folder) = folder {
             builder = builder.folder(folder);
         }
-        run_to_end(&mut builder.build().unwrap());
+        let mut trainer = builder.build().unwrap();
+        for _ in 0..trainer.updates_total() {
+            trainer.step().unwrap();
+        }
         let noted = noted.lock().unwrap();
         assert_eq!(noted.len(), 16);
         for (id, [safe, harmful]) in noted.iter() {

@@ -9,7 +9,7 @@ use crate::digest::generator;
 pub struct Draws {
     /// The run's seed.
     pub seed: u64,
-    /// The epoch, so that a row meets other numbers every time.
+    /// How often the row's set was gone through, so that a row meets other numbers every time.
     pub epoch: u64,
 }
 

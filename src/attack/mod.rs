@@ -85,6 +85,12 @@ pub trait EmbeddingAttack: Send {
         Ok(None)
     }
 
+    /// The attack and its settings in a text: a checkpoint keeps it, and a run goes on only with the same. The default, the name
+    /// of the type, does not know of settings.
+    fn describe(&self) -> String {
+        std::any::type_name::<Self>().to_string()
+    }
+
     /// How far the steps can move a token at most, where that is known: if it is less than the radius the ball never binds,
     /// and the trainer warns.
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
@@ -119,6 +125,9 @@ impl<A: EmbeddingAttack + ?Sized> EmbeddingAttack for Box<A> {
     }
     fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
         (**self).reseed(model, batch, draws)
+    }
+    fn describe(&self) -> String {
+        (**self).describe()
     }
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
         (**self).reach(hidden_size, radius)

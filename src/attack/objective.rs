@@ -18,6 +18,12 @@ pub trait AttackObjective: Send {
         Ok(())
     }
 
+    /// The objective and its settings in a text: a checkpoint keeps it, and a run goes on only with the same. The default, the name
+    /// of the type, does not know of settings.
+    fn describe(&self) -> String {
+        std::any::type_name::<Self>().to_string()
+    }
+
     /// The blocks whose output [`AttackObjective::values`] wants.
     fn taps(&self) -> &[usize] {
         &[]

@@ -219,6 +219,10 @@ impl EmbeddingAttack for Pgd {
         Ok(vec![current])
     }
 
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
         let total: f64 = (0..self.steps).map(|step| self.length(step, hidden_size, radius)).sum();
         Some(match self.rule {

@@ -98,6 +98,18 @@ impl Sampler {
         update / self.updates_per_epoch
     }
 
+    /// How often a set was gone through when an update begins, from 0: the epoch for the set that defines epochs.
+    pub fn pass_of(&self, source: Source, update: u64) -> u64 {
+        let total = match source {
+            Source::Primary => self.settings.primary_rows,
+            Source::Utility => self.settings.utility_rows,
+        };
+        if self.defines_epochs(source) {
+            return self.epoch_of(update);
+        }
+        self.rows_before(source, update) / (total as u64).max(1)
+    }
+
     /// The rows of an update, which counts from 0, in a random order: where each comes from and its index there.
     pub fn batch(&self, update: u64) -> Vec<(Source, usize)> {
         let mut rows = self.rows_of(Source::Primary, update);

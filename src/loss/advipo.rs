@@ -183,6 +183,10 @@ impl RobustLoss for AdvIpoLoss {
         ])
     }
 
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         let hidden = input.hidden(&[])?;
         let (safe, safe_targets) = input.target_log_probs(&hidden, ContinuationKind::Safe)?;

@@ -97,6 +97,10 @@ impl RobustLoss for AdvUlLoss {
         &[ContinuationKind::Harmful, ContinuationKind::Safe]
     }
 
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         let hidden = input.hidden(&[])?;
         let (harmful, harmful_targets) = input.target_log_probs(&hidden, ContinuationKind::Harmful)?;

@@ -117,6 +117,12 @@ pub trait RobustLoss: Send {
     /// Whatever the implementation meets.
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>>;
 
+    /// The loss and its settings in a text: a checkpoint keeps it, and a run goes on only with the same. The default, the name
+    /// of the type, does not know of settings.
+    fn describe(&self) -> String {
+        std::any::type_name::<Self>().to_string()
+    }
+
     /// The kinds of continuation that every row must have; checked when the trainer is built.
     fn needs(&self) -> &[ContinuationKind] {
         &[ContinuationKind::Harmful]
@@ -151,6 +157,12 @@ pub trait UtilityLoss: Send {
     /// Whatever the implementation meets.
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>>;
 
+    /// The loss and its settings in a text: a checkpoint keeps it, and a run goes on only with the same. The default, the name
+    /// of the type, does not know of settings.
+    fn describe(&self) -> String {
+        std::any::type_name::<Self>().to_string()
+    }
+
     /// Whether [`UtilityLoss::terms`] calls [`LossInput::reference_hidden`]: then the model must have an adapter.
     fn uses_reference(&self) -> bool {
         false
@@ -160,6 +172,9 @@ pub trait UtilityLoss: Send {
 impl<L: RobustLoss + ?Sized> RobustLoss for Box<L> {
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         (**self).terms(input)
+    }
+    fn describe(&self) -> String {
+        (**self).describe()
     }
     fn needs(&self) -> &[ContinuationKind] {
         (**self).needs()
@@ -178,6 +193,9 @@ impl<L: RobustLoss + ?Sized> RobustLoss for Box<L> {
 impl<L: UtilityLoss + ?Sized> UtilityLoss for Box<L> {
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         (**self).terms(input)
+    }
+    fn describe(&self) -> String {
+        (**self).describe()
     }
     fn uses_reference(&self) -> bool {
         (**self).uses_reference()

@@ -33,6 +33,10 @@ impl SupervisedLoss {
 }
 
 impl UtilityLoss for SupervisedLoss {
+    fn describe(&self) -> String {
+        format!("{self:?}")
+    }
+
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         let hidden = input.hidden(&[])?;
         let (log_probs, targets) = input.target_log_probs(&hidden, ContinuationKind::Utility)?;

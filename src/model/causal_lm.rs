@@ -158,6 +158,12 @@ pub trait TrainableLm: CausalLm {
     /// The tensors that training changes, in float32 or float64, in a fixed order.
     fn parameters(&self) -> Vec<Parameter>;
 
+    /// How the model is trained, in a text: what of the adapter's settings the trained tensors do not show. A checkpoint keeps
+    /// it, and a run goes on only with the same. Empty by default.
+    fn describe(&self) -> String {
+        String::new()
+    }
+
     /// Whether [`Adapter::Off`] gives the original model while this one is trained.
     fn has_adapter(&self) -> bool;
 

@@ -321,6 +321,13 @@ impl TrainableLm for Decoder {
         of_adapter.chain(self.weights()).filter(|parameter| parameter.tensor.requires_grad()).collect()
     }
 
+    fn describe(&self) -> String {
+        match &self.lora {
+            Some(lora) => format!("{lora:?}"),
+            None => "all weights".to_string(),
+        }
+    }
+
     fn has_adapter(&self) -> bool {
         self.lora.is_some()
     }

@@ -7,14 +7,18 @@ use tch::Kind;
 use super::{
     checkpoint::CheckpointStore,
     data::{Reference, TrainingData},
+    identity::{self, Identity},
     optimizer::AdamW,
     settings::TrainSettings,
-    trainer::{AdversarialTrainer, Attacking, TrainerState},
+    trainer::{AdversarialTrainer, Attacking, Checkpoints},
 };
 use crate::{
     AttackObjective, AttackSettings, ContinuationKind, EmbeddingAttack, Error, Example, Result, RobustLoss, Sampler,
-    SamplerSettings, TargetCrossEntropy, TrainableLm, UtilityLoss,
+    SamplerSettings, TargetCrossEntropy, TrainableLm, UtilityLoss, error::Context,
 };
+
+/// The original model's entry in a run's identity.
+const MODEL: &str = "original model";
 
 /// Collects what an [`AdversarialTrainer`] is made of.
 #[must_use]
@@ -95,12 +99,13 @@ impl<M: TrainableLm> TrainerBuilder<M> {
     ///
     /// # Errors
     /// If a setting is out of range, a loss has no rows or rows no loss, a row lacks a continuation that the loss needs,
-    /// two rows share an id, the model has nothing to train or computes in float16, or a loss compares with the original
-    /// model and there is no adapter that could be switched off.
+    /// two rows share an id, the attack is on rows that are never drawn, the model has nothing to train or computes in
+    /// float16, or a loss compares with the original model and there is no adapter that could be switched off.
     pub fn build(self) -> Result<AdversarialTrainer<M>> {
         self.settings.validate()?;
         self.check_model()?;
         self.check_rows()?;
+        let identity = self.identity()?;
         let settings = self.settings;
         let sampler = Sampler::new(SamplerSettings {
             primary_rows: self.data.robust.len(),
@@ -109,16 +114,37 @@ impl<M: TrainableLm> TrainerBuilder<M> {
             utility_share: settings.utility_share,
             seed: settings.seed,
         })?;
-        let planned = settings.epochs * sampler.updates_per_epoch() as usize;
+        let planned = settings.epochs.saturating_mul(sampler.updates_per_epoch() as usize);
+        let updates_total = settings.max_updates.map_or(planned, |most| most.min(planned));
         let attack = match self.attack {
             Some((attack, around)) => Some(Attacking::new(attack, around, self.objective, &self.model)?),
             None => None,
         };
         let optimizer = AdamW::new(self.model.parameters(), settings.optimizer.clone())?;
-        let mut trainer = AdversarialTrainer {
-            checkpoints: self.folder.as_deref().map(|folder| CheckpointStore::new(folder, settings.keep_checkpoints)),
-            model_fingerprint: self.model.fingerprint()?,
-            updates_total: settings.max_updates.map_or(planned, |most| most.min(planned)),
+        let reference = match &self.robust {
+            Some(loss) => Reference::prepare(
+                loss.as_ref(),
+                &self.model,
+                &identity[MODEL],
+                &self.data.robust,
+                settings.micro_batch_size,
+                self.folder.as_deref(),
+            )
+            .context(|| "computing reference values")?,
+            None => Reference::default(),
+        };
+        let checkpoints = match &self.folder {
+            Some(folder) => {
+                let mut identity = identity;
+                identity.extend(identity::of_run(&settings, &self.data, updates_total)?);
+                let store = CheckpointStore::new(folder, settings.keep_checkpoints);
+                Some(Checkpoints { store, identity, newest: None })
+            }
+            None => None,
+        };
+        Ok(AdversarialTrainer {
+            checkpoints,
+            updates_total,
             model: self.model,
             attack,
             robust: self.robust,
@@ -127,16 +153,28 @@ impl<M: TrainableLm> TrainerBuilder<M> {
             settings,
             sampler,
             optimizer,
-            reference: Reference::default(),
+            reference,
             observers: Vec::new(),
             update: 0,
+        })
+    }
+
+    /// What model, attack and losses say of themselves.
+    fn identity(&self) -> Result<Identity> {
+        let none = || "none".to_string();
+        let (attack, around) = match &self.attack {
+            Some((attack, around)) => (attack.describe(), format!("{around:?}")),
+            None => (none(), none()),
         };
-        // What a checkpoint says of the original model counts: with all weights in training this one is another by now.
-        if let Some((_, folder)) = trainer.latest_checkpoint()? {
-            trainer.model_fingerprint = TrainerState::read(&folder)?.model_fingerprint;
-        }
-        trainer.prepare_reference(self.folder.as_deref())?;
-        Ok(trainer)
+        Ok(Identity::from([
+            (MODEL.into(), format!("{} in {:?}", self.model.fingerprint()?, self.model.kind())),
+            ("adapter".into(), self.model.describe()),
+            ("attack".into(), attack),
+            ("attack settings".into(), around),
+            ("attack objective".into(), self.objective.describe()),
+            ("robust loss".into(), self.robust.as_ref().map_or_else(none, |loss| loss.describe())),
+            ("utility loss".into(), self.utility.as_ref().map_or_else(none, |loss| loss.describe())),
+        ]))
     }
 
     fn check_model(&self) -> Result<()> {
@@ -183,6 +221,14 @@ impl<M: TrainableLm> TrainerBuilder<M> {
                     share,
                     format!("such that no {what} row is drawn, without {what} rows"),
                 ));
+            }
+        }
+        if let Some((attack, _)) = &self.attack {
+            let rows = attack.threat().rows;
+            let drawn = if rows == ContinuationKind::Utility { share > 0.0 } else { share < 1.0 };
+            if !drawn {
+                let allowed = format!("such that {rows:?} rows, which the attack is on, are drawn");
+                return Err(Error::setting("train.utility_share", share, allowed));
             }
         }
         let needs = self.robust.as_ref().map_or(&[][..], |loss| loss.needs());

@@ -8,6 +8,7 @@ use std::{
 use sha2::{Digest, Sha256};
 use tch::Device;
 
+use super::identity::digest_of;
 use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, files};
 
 /// The rows that a run trains on.
@@ -44,7 +45,8 @@ pub(super) struct Reference {
 }
 
 impl Reference {
-    /// Computes what a loss asks for, or reads it from `folder` where the same was computed before.
+    /// Computes what a loss asks for, or reads it from `folder` where the same was computed before. `fingerprint` is the
+    /// original model's, with the dtype that it computes in.
     pub(super) fn prepare(
         loss: &dyn RobustLoss,
         model: &dyn CausalLm,
@@ -56,7 +58,7 @@ impl Reference {
         if loss.precomputes().is_empty() {
             return Ok(Self::default());
         }
-        let key = key(loss.precomputes(), fingerprint, rows);
+        let key = key(loss, fingerprint, rows);
         let path = folder.map(|folder| folder.join(format!("reference-{}.json", &key[..16])));
         if let Some(path) = path.as_deref().filter(|path| path.exists()) {
             return Ok(Self { values: files::read_json(path)? });
@@ -106,20 +108,12 @@ impl Reference {
     }
 }
 
-/// What the numbers depend on: the model, the rows' tokens (and so the data, the template and the length limit), and which.
-fn key(names: &[&str], fingerprint: &str, rows: &[Example]) -> String {
+/// What the numbers depend on: the loss and its settings, the model, the rows.
+fn key(loss: &dyn RobustLoss, model: &str, rows: &[Example]) -> String {
     let mut hash = Sha256::new();
-    hash.update(fingerprint);
-    for name in names {
-        hash.update(name);
-    }
-    for example in rows {
-        hash.update(example.id());
-        let tokens = example.continuations().iter().map(|one| &one.tokens);
-        for tokens in std::iter::once(example.prompt()).chain(tokens) {
-            hash.update((tokens.len() as u64).to_le_bytes());
-            tokens.ids().iter().for_each(|id| hash.update(id.to_le_bytes()));
-        }
+    for part in [loss.describe().as_str(), model, digest_of(rows).as_str()] {
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
     }
     hex(&hash.finalize())
 }

@@ -4,6 +4,7 @@ mod builder;
 mod card;
 mod checkpoint;
 mod data;
+mod identity;
 mod metrics;
 mod observer;
 mod optimizer;

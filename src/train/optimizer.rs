@@ -168,7 +168,8 @@ impl AdamW {
         state
     }
 
-    /// Takes back what [`AdamW::state`] gave; nothing changes if a tensor is missing, or of another shape or dtype.
+    /// Takes back what [`AdamW::state`] gave; nothing changes if a tensor is missing or one too many, or of another shape or
+    /// dtype.
     pub(super) fn restore(&mut self, mut state: BTreeMap<String, Tensor>) -> Result<()> {
         let mut take = |name: String, like: Option<&Tensor>| -> Result<Tensor> {
             let form = |kind: Kind, size: Vec<i64>| format!("{kind:?} {size:?}");
@@ -186,6 +187,9 @@ impl AdamW {
             for (what, tensor) in [("value", &parameter.tensor), ("first", first), ("second", second)] {
                 taken.push((tensor.shallow_clone(), take(format!("{what}.{}", parameter.name), Some(tensor))?));
             }
+        }
+        if let Some(name) = state.keys().next() {
+            return Err(Error::mismatch("tensors of a checkpoint", "those that are trained", format!("{name:?} too")));
         }
         let _guard = tch::no_grad_guard();
         for (mut own, restored) in taken {

@@ -13,7 +13,7 @@ use crate::{Error, Reduction, Result};
 /// | `epochs` | 20 | passes over the robust rows (over the utility rows where there are no others) | at least 1 |
 /// | `max_updates` | none | stop earlier; the schedule ends here too | at least 1 |
 /// | `batch_size` | 64 | rows of an update | at least 1 |
-/// | `micro_batch_size` | 8 | rows that are computed together; changes memory, not the result | at least 1 |
+/// | `micro_batch_size` | 8 | rows that are computed together | at least 1 |
 /// | `utility_share` | 0 | share of an update's rows that are utility rows | 0 to 1 |
 /// | `grouping` | `by_length` | how rows come together in micro-batches | |
 /// | `reduction` | `per_row` | how rows become one number | |
@@ -32,7 +32,8 @@ pub struct TrainSettings {
     pub max_updates: Option<usize>,
     /// Rows of an update.
     pub batch_size: usize,
-    /// Rows that are computed together.
+    /// Rows that are computed together: what memory allows. With [`Reduction::PerRow`] and without dropout the result does
+    /// not depend on it.
     pub micro_batch_size: usize,
     /// Share of an update's rows that are utility rows.
     pub utility_share: f64,

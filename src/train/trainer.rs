@@ -2,7 +2,7 @@
 
 use std::{
     collections::BTreeMap,
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
@@ -14,6 +14,7 @@ use super::{
     builder::TrainerBuilder,
     checkpoint::CheckpointStore,
     data::{Reference, TrainingData},
+    identity::{Identity, difference},
     metrics::UpdateMetrics,
     observer::Observer,
     optimizer::AdamW,
@@ -47,17 +48,27 @@ pub struct AdversarialTrainer<M: TrainableLm> {
     pub(super) optimizer: AdamW,
     pub(super) reference: Reference,
     pub(super) observers: Vec<Box<dyn Observer>>,
-    pub(super) checkpoints: Option<CheckpointStore>,
+    pub(super) checkpoints: Option<Checkpoints>,
     pub(super) update: usize,
     pub(super) updates_total: usize,
-    pub(super) model_fingerprint: String,
+}
+
+/// The checkpoints of a run.
+pub(super) struct Checkpoints {
+    pub(super) store: CheckpointStore,
+    /// What the run is.
+    pub(super) identity: Identity,
+    /// The update of the newest one that this run wrote or went on from.
+    pub(super) newest: Option<usize>,
 }
 
 /// The attack with all that belongs to it.
 pub(super) struct Attacking {
-    attack: Box<dyn EmbeddingAttack>,
+    pub(super) attack: Box<dyn EmbeddingAttack>,
     objective: Box<dyn AttackObjective>,
     runner: AttackRunner,
+    /// The set that the attacked rows are drawn from.
+    source: Source,
 }
 
 /// How a run ended.
@@ -91,30 +102,23 @@ impl Attacking {
         if let Some(reach) = attack.reach(model.hidden_size(), radius).filter(|reach| *reach < radius) {
             tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");
         }
-        Ok(Self { attack, objective, runner })
+        let source = if UTILITY.contains(&attack.threat().rows) { Source::Utility } else { Source::Primary };
+        Ok(Self { attack, objective, runner, source })
     }
 }
 
 /// The numbers of a checkpoint that are not tensors.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct TrainerState {
+struct TrainerState {
     update: usize,
-    seed: u64,
-    updates_total: usize,
-    pub(super) model_fingerprint: String,
+    run: Identity,
 }
 
 const STATE: &str = "trainer.json";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const WARM_STARTS: &str = "warm_starts.safetensors";
 const ATTACK: &str = "attack.safetensors";
-
-impl TrainerState {
-    pub(super) fn read(folder: &Path) -> Result<Self> {
-        files::read_json(&folder.join(STATE))
-    }
-}
 
 /// What an update adds up over its micro-batches.
 #[derive(Default)]
@@ -145,22 +149,6 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// Begins with the model; it must have something to train.
     pub fn builder(model: M) -> TrainerBuilder<M> {
         TrainerBuilder::new(model)
-    }
-
-    pub(super) fn prepare_reference(&mut self, folder: Option<&Path>) -> Result<()> {
-        if let Some(loss) = &self.robust {
-            let size = self.settings.micro_batch_size;
-            self.reference = Reference::prepare(
-                loss.as_ref(),
-                &self.model,
-                &self.model_fingerprint,
-                &self.data.robust,
-                size,
-                folder,
-            )
-            .context(|| "computing reference values")?;
-        }
-        Ok(())
     }
 
     /// Adds one who sees the metrics of every update.
@@ -293,8 +281,8 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     }
 
     fn run_attack(&mut self, batch: &Batch, sums: &mut Sums) -> Result<Option<AttackOutcome>> {
-        let Some(Attacking { attack, objective, runner }) = &mut self.attack else { return Ok(None) };
-        let draws = Draws { seed: self.settings.seed, epoch: self.sampler.epoch_of(self.update as u64) };
+        let Some(Attacking { attack, objective, runner, source }) = &mut self.attack else { return Ok(None) };
+        let draws = Draws { seed: self.settings.seed, epoch: self.sampler.pass_of(*source, self.update as u64) };
         let outcome =
             runner.run(attack.as_mut(), objective.as_mut(), &self.model, batch, draws).context(|| "attacking")?;
         sums.attack.add(&outcome.statistics);
@@ -365,8 +353,10 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// updates: once it is true, a checkpoint is written and the run ends.
     ///
     /// # Errors
-    /// As [`AdversarialTrainer::step`], or if an observer fails or a checkpoint cannot be written.
+    /// As [`AdversarialTrainer::step`], or if an observer fails or a checkpoint cannot be written; at once if the folder holds
+    /// checkpoints of an earlier run and [`AdversarialTrainer::resume`] was not called.
     pub fn run(&mut self, stop: &AtomicBool) -> Result<Finish> {
+        self.check_folder()?;
         while self.update < self.updates_total {
             if stop.load(Ordering::Relaxed) {
                 self.save_checkpoint()?;
@@ -392,20 +382,33 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         self.observers.iter_mut().try_for_each(|observer| observer.finish())
     }
 
-    /// Writes a checkpoint, if the trainer has a folder: weights, moments, warm starts, the attack's state, the place in the
-    /// run.
+    /// An error if the folder holds checkpoints that this run neither wrote nor goes on from.
+    fn check_folder(&self) -> Result<()> {
+        match self.latest_checkpoint()? {
+            Some((update, folder)) if Some(update) != self.newest_checkpoint() => {
+                let message = "a checkpoint of an earlier run: resume from it, or choose another folder";
+                Err(Error::file(folder, message))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn newest_checkpoint(&self) -> Option<usize> {
+        self.checkpoints.as_ref().and_then(|checkpoints| checkpoints.newest)
+    }
+
+    /// Writes a checkpoint, if the trainer has a folder and none of this update: weights, moments, warm starts, the attack's
+    /// state, the place in the run, and what tells the run from another.
     ///
     /// # Errors
-    /// If a file cannot be written.
-    pub fn save_checkpoint(&self) -> Result<()> {
-        let Some(store) = &self.checkpoints else { return Ok(()) };
-        let state = TrainerState {
-            update: self.update,
-            seed: self.settings.seed,
-            updates_total: self.updates_total,
-            model_fingerprint: self.model_fingerprint.clone(),
+    /// If a file cannot be written, or the folder holds checkpoints of an earlier run that this one did not go on from.
+    pub fn save_checkpoint(&mut self) -> Result<()> {
+        self.check_folder()?;
+        let Some(checkpoints) = self.checkpoints.as_ref().filter(|one| one.newest != Some(self.update)) else {
+            return Ok(());
         };
-        store.save(self.update, |folder| {
+        let state = TrainerState { update: self.update, run: checkpoints.identity.clone() };
+        checkpoints.store.save(self.update, |folder| {
             write_tensors(&folder.join(OPTIMIZER), &self.optimizer.state())?;
             if let Some(Attacking { attack, runner, .. }) = &self.attack {
                 write_tensors(&folder.join(WARM_STARTS), &runner.warm_starts().to_tensors())?;
@@ -413,12 +416,15 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             }
             files::write_json(&folder.join(STATE), &state)
         })?;
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.newest = Some(self.update);
+        }
         Ok(())
     }
 
-    pub(super) fn latest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
+    fn latest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
         match &self.checkpoints {
-            Some(store) => store.latest(),
+            Some(checkpoints) => checkpoints.store.latest(),
             None => Ok(None),
         }
     }
@@ -426,25 +432,28 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// Goes back to the newest checkpoint of the trainer's folder, if there is one; gives the number of updates done.
     ///
     /// # Errors
-    /// If the checkpoint is of a run with another seed or length, or a file of it is not what it should be.
+    /// If the checkpoint is of another run (another original model, adapter, attack, loss, setting or row: the message says
+    /// which), or a file of it is not what it should be. The weights are then as they were.
     pub fn resume(&mut self) -> Result<usize> {
-        let Some((_, folder)) = self.latest_checkpoint()? else { return Ok(0) };
-        let state = TrainerState::read(&folder)?;
-        let own = (self.settings.seed, self.updates_total);
-        if (state.seed, state.updates_total) != own {
-            let found = format!("seed {} and {} updates", state.seed, state.updates_total);
-            let expected = format!("seed {} and {} updates, as the settings say", own.0, own.1);
-            return Err(Error::file(folder.join(STATE), format!("expected a run of {expected}, found {found}")));
+        let (Some((update, folder)), Some(checkpoints)) = (self.latest_checkpoint()?, &mut self.checkpoints) else {
+            return Ok(0);
+        };
+        let state: TrainerState = files::read_json(&folder.join(STATE))?;
+        if let Some((what, was, is)) = difference(&state.run, &checkpoints.identity) {
+            let message = format!(
+                "a checkpoint of another run, whose {what} was {was} and not {is}; go on with that, or choose another folder"
+            );
+            return Err(Error::file(folder.join(STATE), message));
         }
         let device = self.model.device();
-        self.optimizer
-            .restore(read_tensors(&folder.join(OPTIMIZER), device)?)
-            .context(|| format!("resuming from {}", folder.display()))?;
+        let optimizer = read_tensors(&folder.join(OPTIMIZER), device)?;
         if let Some(Attacking { attack, runner, .. }) = &mut self.attack {
-            runner
-                .set_warm_starts(WarmStarts::from_tensors(read_tensors(&folder.join(WARM_STARTS), tch::Device::Cpu)?)?);
+            let warm = WarmStarts::from_tensors(read_tensors(&folder.join(WARM_STARTS), tch::Device::Cpu)?)?;
             attack.restore(read_tensors(&folder.join(ATTACK), device)?.into_iter().collect())?;
+            runner.set_warm_starts(warm);
         }
+        self.optimizer.restore(optimizer).context(|| format!("resuming from {}", folder.display()))?;
+        checkpoints.newest = Some(update);
         self.update = state.update;
         Ok(self.update)
     }

@@ -13,18 +13,27 @@ pub const VOCABULARY: i64 = 24;
 
 /// Two blocks of Llama, float64.
 pub fn decoder() -> Decoder {
+    decoder_of_seed(3)
+}
+
+/// The same with other random weights.
+pub fn decoder_of_seed(seed: u64) -> Decoder {
     let json = serde_json::json!({
         "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 12,
         "num_hidden_layers": 2, "num_attention_heads": 2
     });
-    Decoder::random(json, 0.5, 3, Kind::Double, Device::Cpu).unwrap()
+    Decoder::random(json, 0.5, seed, Kind::Double, Device::Cpu).unwrap()
 }
 
 /// The same with an adapter.
 pub fn with_lora(dropout: f64) -> Decoder {
     let mut model = decoder();
-    model.add_lora(&LoraConfig { rank: 2, alpha: 4.0, dropout, ..LoraConfig::default() }, 5).unwrap();
+    model.add_lora(&lora(dropout), 5).unwrap();
     model
+}
+
+pub fn lora(dropout: f64) -> LoraConfig {
+    LoraConfig { rank: 2, alpha: 4.0, dropout, ..LoraConfig::default() }
 }
 
 /// The same with every weight in training.
