@@ -5,9 +5,9 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Dtype, Error, FloorForm, Grouping, LoraConfig, Pgd, Radius,
-    Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings,
-    Turns, files,
+    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Dtype, Error, Family, FloorForm, Grouping, LoraConfig, Pgd,
+    Radius, Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel,
+    TrainSettings, Turns, files,
 };
 
 /// A whole run: every setting of model, data, adapter, attack, losses and training.
@@ -144,6 +144,17 @@ pub enum ModelPreset {
 }
 
 impl ModelPreset {
+    /// The paper's model of a family. Mistral's stands for Zephyr too, which has the same `model_type`, and Llama's for
+    /// families that the paper lacks.
+    pub fn of_family(family: Family) -> Self {
+        match family {
+            Family::Gemma => Self::Gemma2b,
+            Family::Phi3 => Self::Phi3Mini,
+            Family::Mistral => Self::Mistral7b,
+            Family::Llama | Family::Qwen2 => Self::Llama2_7b,
+        }
+    }
+
     /// Epsilon as a share of the mean norm of the embedding table's rows.
     pub fn relative_radius(self) -> f64 {
         match self {

@@ -17,6 +17,7 @@ use tch::Tensor;
 pub use draws::Draws;
 pub use objective::{AttackObjective, TargetCrossEntropy};
 pub use pgd::{Momentum, Pgd, StepRule, StepSize};
+pub(crate) use probe::keep_lower;
 pub use probe::{Gradient, Probe};
 pub use runner::{AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Iterate};
 pub use start::Start;

@@ -230,7 +230,7 @@ fn like_tensor(values: &[f64], like: &Tensor) -> Result<Tensor> {
 }
 
 /// Row by row the perturbation with the lower value.
-pub(super) fn keep_lower(
+pub(crate) fn keep_lower(
     mut best: Vec<f64>,
     held: Perturbation,
     values: &[f64],

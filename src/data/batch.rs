@@ -40,6 +40,17 @@ impl Batch {
         Ok(Self { examples, layout, ids, values: BTreeMap::new() })
     }
 
+    /// The batch of these examples with their continuation of a kind alone.
+    ///
+    /// # Errors
+    /// If an example has no such continuation, or as [`Batch::new`].
+    pub fn of_kind(examples: &[Example], kind: ContinuationKind, device: Device) -> Result<Self> {
+        if let Some(without) = examples.iter().find(|example| example.continuation(kind).is_none()) {
+            return Err(Error::example(without.id(), format!("has no {kind:?} continuation")));
+        }
+        Self::new(examples.iter().map(|example| example.keep(&[kind])).collect(), device)
+    }
+
     /// Adds numbers computed beforehand under a name: for each row a list, of one number per row or one per token.
     ///
     /// # Errors

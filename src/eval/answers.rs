@@ -1,7 +1,9 @@
 //! What a model says to plain requests, and how likely it holds given answers.
 
+use ndarray::Array1;
+
 use crate::{
-    Batch, CausalLm, ChatFormat, ContinuationKind, Example, Generation, Input, Message, Pass, Result,
+    Batch, CausalLm, ChatFormat, ContinuationKind, Example, Generation, Input, Message, Pass, Perturbation, Result,
     loss::target_log_probs, tensor,
 };
 
@@ -29,23 +31,38 @@ pub fn answers(
     Ok(texts)
 }
 
-/// Mean cross-entropy in nats of each example's continuation of a kind, over its target tokens, without perturbation.
+/// Cross-entropy in nats of each target token of each example's continuation of a kind, without perturbation: one array
+/// `[targets]` per example. `rows` examples are computed together.
 ///
 /// # Errors
 /// If an example has no such continuation, or the model fails.
-pub fn mean_target_loss(
+pub fn target_losses(
     model: &dyn CausalLm,
     examples: &[Example],
     kind: ContinuationKind,
     rows: usize,
-) -> Result<Vec<f64>> {
-    let _guard = tch::no_grad_guard();
+) -> Result<Vec<Array1<f64>>> {
     let mut losses = Vec::with_capacity(examples.len());
     for examples in examples.chunks(rows.max(1)) {
-        let batch = Batch::new(examples.iter().map(|example| example.keep(&[kind])).collect(), model.device())?;
-        let hidden = model.hidden(&Input::of_batch(model, &batch, None, Pass::default())?)?;
-        let (log_probs, targets) = target_log_probs(model, &batch, &hidden, kind)?;
-        losses.extend(tensor::numbers(&targets.mean_per_row(&log_probs.f_neg()?)?)?);
+        let batch = Batch::of_kind(examples, kind, model.device())?;
+        losses.extend(losses_of_rows(model, &batch, kind, None)?);
     }
     Ok(losses)
+}
+
+/// Cross-entropy in nats of the target tokens of each row's continuation of a kind.
+pub(super) fn losses_of_rows(
+    model: &dyn CausalLm,
+    batch: &Batch,
+    kind: ContinuationKind,
+    perturbation: Option<&Perturbation>,
+) -> Result<Vec<Array1<f64>>> {
+    let _guard = tch::no_grad_guard();
+    let hidden = model.hidden(&Input::of_batch(model, batch, perturbation, Pass::default())?)?;
+    let (log_probs, targets) = target_log_probs(model, batch, &hidden, kind)?;
+    let mut rows = vec![Vec::new(); batch.rows()];
+    for (target, log_prob) in targets.list.iter().zip(tensor::numbers(&log_probs)?) {
+        rows[target.row].push(-log_prob);
+    }
+    Ok(rows.into_iter().map(Array1::from).collect())
 }

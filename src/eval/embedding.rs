@@ -1,21 +1,53 @@
 //! The embedding attack as a measurement.
 
+use ndarray::{Array1, ArrayD};
+
+use super::answers::losses_of_rows;
 use crate::{
-    AttackObjective, AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind, Draws,
-    EmbeddingAttack, Example, Generation, Perturbation, Result, TargetCrossEntropy, tensor,
+    AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind, Draws, EmbeddingAttack, Error,
+    Example, Generation, Perturbation, Result, Site, TargetCrossEntropy, attack::keep_lower,
 };
+
+/// How examples are attacked to measure a model.
+#[derive(Clone, Debug)]
+pub struct Measurement {
+    /// What the framework does around the attack.
+    pub attack: AttackSettings,
+    /// Decides every random number.
+    pub seed: u64,
+    /// Examples that are attacked together: what memory allows. The result of each does not depend on it.
+    pub rows: usize,
+    /// What the model says to the perturbed prompts; `None`: it is not asked.
+    pub generation: Option<Generation>,
+    /// Whether the perturbations are kept, for analysis.
+    pub keep_perturbations: bool,
+}
 
 /// One attacked example.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AttackedRow {
     /// The example's id.
     pub id: String,
-    /// The harmful continuation's mean cross-entropy without perturbation, nats per token.
-    pub clean_loss: f64,
+    /// Cross-entropy of each target token of the harmful continuation without perturbation `[targets]`, nats.
+    pub clean_losses: Array1<f64>,
     /// The same under the perturbation found.
-    pub attacked_loss: f64,
-    /// What the model says greedily to the perturbed prompt; empty if it was not asked.
+    pub attacked_losses: Array1<f64>,
+    /// What the model says to the perturbed prompt; empty if it was not asked.
     pub answer: Vec<i64>,
+    /// The perturbation at each site `[perturbed tokens, hidden]`, if it was to be kept.
+    pub perturbation: Vec<(Site, ArrayD<f64>)>,
+}
+
+impl AttackedRow {
+    /// Mean cross-entropy without perturbation, nats per token.
+    pub fn clean_loss(&self) -> f64 {
+        self.clean_losses.mean().unwrap_or(f64::NAN)
+    }
+
+    /// Mean cross-entropy under the perturbation found, nats per token.
+    pub fn attacked_loss(&self) -> f64 {
+        self.attacked_losses.mean().unwrap_or(f64::NAN)
+    }
 }
 
 /// What an embedding attack did to a set of examples.
@@ -28,71 +60,103 @@ pub struct EmbeddingEvaluation {
 }
 
 impl EmbeddingEvaluation {
-    /// Share of the perturbed tokens at the ball's edge.
-    pub fn edge_share(&self) -> f64 {
-        self.statistics.tokens_at_edge as f64 / self.statistics.tokens.max(1) as f64
+    /// Adds the examples of another evaluation behind these.
+    pub fn extend(&mut self, other: Self) {
+        self.rows.extend(other.rows);
+        self.statistics.add(&other.statistics);
     }
 
-    /// Mean clean and attacked loss of the harmful continuation, nats per token.
+    /// Share of the perturbed tokens at the ball's edge.
+    pub fn edge_share(&self) -> f64 {
+        self.statistics.tokens_at_edge as f64 / self.statistics.tokens as f64
+    }
+
+    /// Mean over examples of the harmful continuation's clean and attacked loss, nats per token.
     pub fn mean_losses(&self) -> (f64, f64) {
-        let count = self.rows.len() as f64;
-        let clean: f64 = self.rows.iter().map(|row| row.clean_loss).sum();
-        let attacked: f64 = self.rows.iter().map(|row| row.attacked_loss).sum();
-        (clean / count, attacked / count)
+        let mean = |of: fn(&AttackedRow) -> f64| self.rows.iter().map(of).sum::<f64>() / self.rows.len() as f64;
+        (mean(AttackedRow::clean_loss), mean(AttackedRow::attacked_loss))
     }
 }
 
-/// Attacks examples, `rows` at a time, and measures the loss of their harmful continuations; with `generation`, also what
-/// the model then says to the perturbed prompt.
+/// Attacks examples and measures the loss of their harmful continuations, and what the model then says.
+///
+/// Of several perturbations that an attack returns, each row counts the one with the lowest loss.
 ///
 /// # Errors
-/// If an example has no harmful continuation, or attack or model fail.
+/// If an example has no harmful continuation, the attack is on rows of another kind, or attack or model fail.
 pub fn attack_examples(
     model: &dyn CausalLm,
     examples: &[Example],
     attack: &mut dyn EmbeddingAttack,
-    settings: &AttackSettings,
-    seed: u64,
-    rows: usize,
-    generation: Option<&Generation>,
+    measurement: &Measurement,
 ) -> Result<EmbeddingEvaluation> {
-    let frozen = model.frozen(false)?;
+    let rows = attack.threat().rows;
+    if rows != ContinuationKind::Harmful {
+        return Err(Error::setting("attack.threat.rows", format!("{rows:?}"), "harmful, whose loss is measured"));
+    }
+    let frozen = model.frozen(measurement.attack.dropout)?;
     let model = frozen.as_deref().unwrap_or(model);
-    let mut runner = AttackRunner::new(settings.clone(), attack.threat(), model)?;
+    let mut runner = AttackRunner::new(measurement.attack.clone(), attack.threat(), model)?;
     let mut evaluation = EmbeddingEvaluation::default();
-    for examples in examples.chunks(rows.max(1)) {
-        let harmful = examples.iter().map(|example| example.keep(&[ContinuationKind::Harmful])).collect();
-        let batch = Batch::new(harmful, model.device())?;
-        let draws = Draws { seed, epoch: 0 };
+    for examples in examples.chunks(measurement.rows.max(1)) {
+        let batch = Batch::of_kind(examples, ContinuationKind::Harmful, model.device())?;
+        let draws = Draws { seed: measurement.seed, epoch: 0 };
         let outcome = runner.run(attack, &mut TargetCrossEntropy, model, &batch, draws)?;
         evaluation.statistics.add(&outcome.statistics);
         let perturbed = outcome.batch.as_ref().unwrap_or(&batch);
-        let perturbation = outcome.perturbations.first();
-        let clean = losses(model, &batch, None)?;
-        let attacked = losses(model, perturbed, perturbation)?;
-        let said = match generation {
-            Some(generation) => model.generate(&prompts(perturbed)?, perturbation, generation)?,
-            None => vec![Vec::new(); batch.rows()],
-        };
-        for (index, answer) in said.into_iter().enumerate() {
-            evaluation.rows.push(AttackedRow {
-                id: batch.examples()[index].id().to_string(),
-                clean_loss: clean[index],
-                attacked_loss: attacked[index],
-                answer,
-            });
-        }
+        let found = strongest(model, perturbed, outcome.perturbations)?;
+        evaluation.rows.extend(measure(model, (&batch, perturbed), found.as_ref(), measurement)?);
     }
     Ok(evaluation)
 }
 
-fn prompts(batch: &Batch) -> Result<Batch> {
-    Batch::new(batch.examples().iter().map(|example| example.keep(&[])).collect(), batch.device())
+/// For each row the perturbation under which its harmful continuation is likeliest.
+fn strongest(model: &dyn CausalLm, batch: &Batch, found: Vec<Perturbation>) -> Result<Option<Perturbation>> {
+    let mut best: Option<(Vec<f64>, Perturbation)> = None;
+    let several = found.len() > 1;
+    for one in found {
+        if !several {
+            return Ok(Some(one));
+        }
+        let losses = losses_of_rows(model, batch, ContinuationKind::Harmful, Some(&one))?;
+        let means: Vec<f64> = losses.iter().map(|losses| losses.mean().unwrap_or(f64::INFINITY)).collect();
+        best = Some(match best {
+            None => (means, one),
+            Some((lowest, held)) => keep_lower(lowest, held, &means, &one)?,
+        });
+    }
+    Ok(best.map(|(_, perturbation)| perturbation))
 }
 
-fn losses(model: &dyn CausalLm, batch: &Batch, perturbation: Option<&Perturbation>) -> Result<Vec<f64>> {
-    let _guard = tch::no_grad_guard();
-    let input = crate::Input::of_batch(model, batch, perturbation, Default::default())?;
-    let hidden = model.hidden(&input)?;
-    tensor::numbers(&TargetCrossEntropy.values(model, batch, ContinuationKind::Harmful, &hidden)?)
+/// Losses and answers of one batch: `clean` before and `perturbed` after the attack replaced prompts.
+fn measure(
+    model: &dyn CausalLm,
+    (clean, perturbed): (&Batch, &Batch),
+    perturbation: Option<&Perturbation>,
+    measurement: &Measurement,
+) -> Result<Vec<AttackedRow>> {
+    let clean_losses = losses_of_rows(model, clean, ContinuationKind::Harmful, None)?;
+    let attacked_losses = losses_of_rows(model, perturbed, ContinuationKind::Harmful, perturbation)?;
+    let answers = match &measurement.generation {
+        Some(generation) => model.generate(&prompts(perturbed)?, perturbation, generation)?,
+        None => vec![Vec::new(); clean.rows()],
+    };
+    let rows = clean_losses.into_iter().zip(attacked_losses).zip(answers).enumerate();
+    rows.map(|(row, ((clean_losses, attacked_losses), answer))| {
+        let kept = perturbation.filter(|_| measurement.keep_perturbations);
+        let perturbation = kept.map_or(Ok(Vec::new()), |one| arrays(&one.restrict(&[row])?))?;
+        let id = clean.examples()[row].id().to_string();
+        Ok(AttackedRow { id, clean_losses, attacked_losses, answer, perturbation })
+    })
+    .collect()
+}
+
+fn arrays(perturbation: &Perturbation) -> Result<Vec<(Site, ArrayD<f64>)>> {
+    let sites = perturbation.parts().iter().map(|(site, _)| *site);
+    let array = |site| Ok(perturbation.to_array(site)?.map(|array| (site, array)));
+    sites.filter_map(|site| array(site).transpose()).collect()
+}
+
+fn prompts(batch: &Batch) -> Result<Batch> {
+    Batch::new(batch.examples().iter().map(|example| example.keep(&[])).collect(), batch.device())
 }

@@ -5,7 +5,7 @@ mod embedding;
 mod rate;
 mod refusal;
 
-pub use answers::{answers, mean_target_loss};
-pub use embedding::{AttackedRow, EmbeddingEvaluation, attack_examples};
+pub use answers::{answers, target_losses};
+pub use embedding::{AttackedRow, EmbeddingEvaluation, Measurement, attack_examples};
 pub use rate::Rate;
 pub use refusal::{REFUSAL_PHRASES, is_refusal};
