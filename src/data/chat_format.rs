@@ -118,7 +118,7 @@ impl ChatFormat {
         chat.push(Message::assistant(answer));
         let rendered = Rendered::new(&self.template, &chat, false)?;
         let turn = self.turn(&chat, &rendered, messages.len())?;
-        self.encode(&chat, &rendered, &[turn], &[])
+        self.encode(&chat, &rendered, &[turn], None)
     }
 
     /// A whole conversation: the prompt is everything before the first (or last) answer, the continuation holds the answers
@@ -142,7 +142,8 @@ impl ChatFormat {
         let messages = &messages[..=last];
         let rendered = Rendered::new(&self.template, messages, false)?;
         let found = answers.iter().map(|&answer| self.turn(messages, &rendered, answer)).collect::<Result<Vec<_>>>()?;
-        self.encode(messages, &rendered, &found, &rendered.generation)
+        let tagged = self.template.has_generation_tags().then_some(rendered.generation.as_slice());
+        self.encode(messages, &rendered, &found, tagged)
     }
 
     /// Where an answer lies in a rendered conversation.
@@ -176,20 +177,22 @@ impl ChatFormat {
         }
     }
 
-    /// Tokenises and labels. `tagged` says what the targets are, unless it is empty.
+    /// Tokenises and labels. `tagged` says what the targets are; without it they are the turns.
     fn encode(
         &self,
         messages: &[Message],
         rendered: &Rendered,
         turns: &[Turn],
-        tagged: &[Range<usize>],
+        tagged: Option<&[Range<usize>]>,
     ) -> Result<EncodedChat> {
         let border = turns.iter().map(|turn| turn.start).min().unwrap_or(rendered.text.len());
         let (prompt, rest, boundary_merged) = self.split(&rendered.text, border)?;
-        let targets: Vec<Range<usize>> = if tagged.is_empty() {
-            turns.iter().map(|turn| turn.start..self.end_of_target(&rest, turn)).collect()
-        } else {
-            tagged.iter().filter(|span| span.end > border).map(|span| span.start.max(border)..span.end).collect()
+        let targets: Vec<Range<usize>> = match tagged {
+            None => turns.iter().map(|turn| turn.start..self.end_of_target(&rest, turn)).collect(),
+            Some(spans) => {
+                let behind = spans.iter().filter(|span| span.end > border);
+                behind.map(|span| span.start.max(border)..span.end).collect()
+            }
         };
         let users = rendered.user_contents(messages);
         let mut continuation = label(&rest, &targets, &users)?;

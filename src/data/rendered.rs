@@ -20,39 +20,32 @@ pub(super) struct Rendered {
 }
 
 impl Rendered {
-    /// Renders with marks around every content and generation tag, and takes the marks out again. White space around a
+    /// Renders as is, and once more with marks around every content, which are taken out again. White space around a
     /// content stays outside its marks, so that a template which trims it gives the same text with them.
     ///
     /// # Errors
     /// If the template refuses the conversation, or does more to a content than trim and place it.
     pub(super) fn new(template: &ChatTemplate, messages: &[Message], add_generation_prompt: bool) -> Result<Self> {
-        let plain = template.render(messages, add_generation_prompt)?;
+        let (text, generation) = template.render_with_generation(messages, add_generation_prompt)?;
         let Some(marking) = Marking::new(template, messages) else {
             return Err(template.error("the conversation uses up all private-use characters"));
         };
-        let [open, close] = marking.generation.map(String::from);
-        let marked = template.render_marked(&marking.messages, add_generation_prompt, &open, &close)?;
-        let (text, places) = marks::strip(&marked, &marking.all());
+        let marked = template.render(&marking.messages, add_generation_prompt)?;
+        let (unmarked, places) = marks::strip(&marked, &marking.all());
         let alters = || template.error("the template alters a message's content, so its place cannot be told");
-        if text != plain {
+        if unmarked != text {
             return Err(alters());
         }
-        let mut rendered = Self { text, contents: Vec::new(), generation: Vec::new() };
-        // Generation tags may stand around contents, so each kind of mark has its own open place.
-        let mut opened = HashMap::new();
+        let mut contents = Vec::new();
+        let mut opened = None;
         for (mark, at) in places {
-            let (key, opens) = marking.key(mark);
-            if opens {
-                opened.insert(key, at);
-                continue;
-            }
-            let span = opened.remove(&key).ok_or_else(alters)?..at;
-            match key {
-                Some(message) => rendered.contents.push((message, span)),
-                None => rendered.generation.push(span),
+            match (marking.contents.get(&mark), opened.take()) {
+                (Some((message, true)), None) => opened = Some((*message, at)),
+                (Some((message, false)), Some((open, start))) if open == *message => contents.push((open, start..at)),
+                _ => return Err(alters()),
             }
         }
-        if opened.is_empty() { Ok(rendered) } else { Err(alters()) }
+        if opened.is_none() { Ok(Self { text, contents, generation }) } else { Err(alters()) }
     }
 
     /// Where a message's content lies: its first place.
@@ -75,7 +68,6 @@ impl Rendered {
 /// Messages with marks around their contents.
 struct Marking {
     messages: Vec<Message>,
-    generation: [char; 2],
     /// The message of each content mark, and whether it opens.
     contents: HashMap<char, (usize, bool)>,
 }
@@ -84,7 +76,6 @@ impl Marking {
     /// None if there are too few unused characters.
     fn new(template: &ChatTemplate, messages: &[Message]) -> Option<Self> {
         let mut free = marks::unused_characters(template.texts(messages));
-        let generation = [free.next()?, free.next()?];
         let mut contents = HashMap::new();
         let mut marked = Vec::with_capacity(messages.len());
         for (index, message) in messages.iter().enumerate() {
@@ -102,19 +93,11 @@ impl Marking {
             let (before, after) = (&text[..lead], &text[lead + core.len()..]);
             marked.push(Message::new(&message.role, format!("{before}{open}{core}{close}{after}")));
         }
-        Some(Self { messages: marked, generation, contents })
+        Some(Self { messages: marked, contents })
     }
 
     fn all(&self) -> HashSet<char> {
-        self.contents.keys().copied().chain(self.generation).collect()
-    }
-
-    /// The message whose content a mark belongs to, none for a generation tag; and whether the mark opens.
-    fn key(&self, mark: char) -> (Option<usize>, bool) {
-        match self.contents.get(&mark) {
-            Some((message, opens)) => (Some(*message), *opens),
-            None => (None, mark == self.generation[0]),
-        }
+        self.contents.keys().copied().collect()
     }
 }
 
