@@ -69,6 +69,15 @@ pub enum ErrorKind {
         /// What was found.
         found: String,
     },
+    /// A chat template does not take a conversation: it refuses it, or alters a message so that its place in the text
+    /// cannot be told.
+    #[error("{template}: {message}", template = .template.display())]
+    Conversation {
+        /// The template's file, or what it is in words.
+        template: PathBuf,
+        /// Why, in the template's own words where it refuses.
+        message: String,
+    },
     /// One example of a data set cannot be used.
     #[error("example {id}: {message}")]
     Example {

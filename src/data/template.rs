@@ -15,9 +15,9 @@ use super::{
     SpecialTokens, marks,
     message::Message,
     special_tokens::read_json,
-    template_engine::{Engine, messages_value},
+    template_engine::{Engine, Refusal, messages_value},
 };
-use crate::{Error, Result, digest::hex, files};
+use crate::{Error, ErrorKind, Result, digest::hex, files};
 
 const TEMPLATE_FILE: &str = "chat_template.jinja";
 
@@ -177,8 +177,9 @@ impl ChatTemplate {
         iter::once(self.source.as_str()).chain(contents)
     }
 
+    /// That the template does not take a conversation.
     pub(super) fn error(&self, message: impl Into<String>) -> Error {
-        Error::file(&self.origin, message)
+        ErrorKind::Conversation { template: self.origin.clone(), message: message.into() }.into()
     }
 }
 
@@ -218,6 +219,10 @@ fn default_template(path: &Path, value: Option<&Value>) -> Result<String> {
 
 fn engine_error(origin: &Path, error: &minijinja::Error) -> Error {
     let line = error.line().map(|line| format!("line {line}: ")).unwrap_or_default();
+    let causes = iter::successors(std::error::Error::source(error), |cause| cause.source());
+    if let Some(refusal) = causes.filter_map(|cause| cause.downcast_ref::<Refusal>()).next() {
+        return ErrorKind::Conversation { template: origin.to_path_buf(), message: format!("{line}{refusal}") }.into();
+    }
     let detail =
         error.detail().map_or_else(|| error.kind().to_string(), |detail| format!("{}: {detail}", error.kind()));
     let cause = std::error::Error::source(error).map(|cause| format!(": {cause}")).unwrap_or_default();

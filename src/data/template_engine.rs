@@ -85,8 +85,13 @@ fn mark_generation(state: &State, text: &str) -> String {
     format!("{}{text}{}", mark(OPEN), mark(CLOSE))
 }
 
+/// What a template said when it called `raise_exception`.
+#[derive(Debug, thiserror::Error)]
+#[error("the template refuses the conversation: {0}")]
+pub(super) struct Refusal(String);
+
 fn raise_exception(message: &str) -> Result<Value, Error> {
-    Err(Error::new(ErrorKind::InvalidOperation, format!("the template refuses the conversation: {message}")))
+    Err(Error::from(ErrorKind::InvalidOperation).with_source(Refusal(message.to_string())))
 }
 
 fn strftime_now(format: &str) -> Result<String, Error> {

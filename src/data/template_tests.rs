@@ -53,7 +53,10 @@ fn every_fixture_renders_byte_for_byte() {
     for record in records {
         let name = &record.name;
         match (record.rendered.as_str(), record.render()) {
-            (None, Err(_)) => {}
+            (None, Err(error)) => {
+                let raised = record.rendered["error"].as_str().unwrap();
+                assert!(error.to_string().ends_with(&format!("refuses the conversation: {raised}")), "{name}: {error}");
+            }
             (Some(expected), Ok((text, spans))) => {
                 if text != expected {
                     wrong.push(format!("{name}:\n{text}\n--- expected\n{expected}"));
