@@ -6,13 +6,14 @@ use super::{
     AnswerPair, Chat, ChatFormat, Continuation, ContinuationKind, Example, LoadReport, Message, TokenKind, Tokens,
     chat_format::{EncodedChat, Turns},
 };
-use crate::{Error, Result, error::Context};
+use crate::{Error, ErrorKind, Result, error::Context};
 
 /// Turns pairs into examples with a harmful and a safe continuation. Prompt and either continuation together have at most
-/// `max_tokens` tokens; longer answers are cut and counted.
+/// `max_tokens` tokens; longer answers are cut and counted. Pairs that the template refuses are counted and left out.
 ///
 /// # Errors
-/// If a prompt leaves no room for an answer, two rows have the same id, there is no row, or a row cannot be rendered.
+/// If an answer is empty, a prompt leaves no room for an answer or depends on it, two rows have the same id, a row cannot be
+/// tokenised, or none is left.
 pub fn encode_pairs(
     format: &ChatFormat,
     pairs: &[AnswerPair],
@@ -24,42 +25,29 @@ pub fn encode_pairs(
     let mut examples = Vec::with_capacity(pairs.len());
     for pair in pairs {
         ids.insert(&pair.id, &pair.place)?;
-        let doing = || format!("encoding the row {} of {}", pair.id, pair.place);
-        let harmful = format.answer(&pair.messages, &pair.harmful).context(doing)?;
-        let safe = format.answer(&pair.messages, &pair.safe).context(doing)?;
-        if harmful.prompt != safe.prompt {
-            let message = format!(
-                "its two answers have prompts of {} and {} different tokens, because the template's prompt depends on the answer",
-                harmful.prompt.len(),
-                safe.prompt.len()
-            );
-            return Err(Error::example(&pair.id, message));
-        }
-        if harmful.prompt.len() >= max_tokens {
-            let message = format!(
-                "its prompt has {} tokens and leaves no room for an answer within max_tokens = {max_tokens} ({})",
-                harmful.prompt.len(),
-                pair.place
-            );
-            return Err(Error::example(&pair.id, message));
-        }
-        let prompt = harmful.prompt.clone();
-        let continuations = vec![
-            continuation(ContinuationKind::Harmful, harmful, max_tokens, &pair.id, &mut report),
-            continuation(ContinuationKind::Safe, safe, max_tokens, &pair.id, &mut report),
-        ];
-        examples.push(Example::new(&pair.id, prompt, continuations)?);
+        let encoded = encode_pair(format, pair, max_tokens);
+        let Some([harmful, safe]) = taken(encoded, &pair.id, &mut report)
+            .context(|| format!("encoding the row {} of {}", pair.id, pair.place))?
+        else {
+            continue;
+        };
+        let mut answer = |kind, encoded| example(kind, encoded, max_tokens, &pair.id, &mut report);
+        let (harmful, safe) = (answer(ContinuationKind::Harmful, harmful)?, answer(ContinuationKind::Safe, safe)?);
+        let doing =
+            || format!("joining the two answers of {}, on which the template lets the prompt depend", pair.place);
+        examples.push(harmful.join(safe).context(doing)?);
     }
     finish(examples, report, "pairs of answers")
 }
 
 /// Turns conversations into examples with a utility continuation of at most `max_tokens` tokens with its prompt. With
-/// [`Turns::Last`] the last answer is the last one that begins within the limit.
+/// [`Turns::Last`] the last answer is the last one of which a token lies within the limit.
 ///
-/// Conversations without an answer, with an empty one, or whose prompt leaves no room are counted and left out.
+/// Conversations are counted and left out that have no answer or an empty one, that the template refuses, or of which
+/// nothing that is learnt lies within the limit.
 ///
 /// # Errors
-/// If a conversation cannot be read or rendered, two have the same id, or none is left.
+/// If a conversation cannot be read or tokenised, two have the same id, or none is left.
 pub fn encode_chats(
     format: &ChatFormat,
     chats: impl IntoIterator<Item = Result<Chat>>,
@@ -77,17 +65,52 @@ pub fn encode_chats(
             report.add(name, what, &chat.id);
             continue;
         }
-        let encoded = encode_chat(format, &chat.messages, max_tokens, turns)
-            .context(|| format!("encoding the conversation {} of {}", chat.id, chat.place))?;
-        let Some(encoded) = encoded else {
-            report.add("too_long", "conversations left out whose prompt leaves no room for an answer", &chat.id);
+        let encoded = encode_chat(format, &chat.messages, max_tokens, turns);
+        let Some(encoded) = taken(encoded, &chat.id, &mut report)
+            .context(|| format!("encoding the conversation {} of {}", chat.id, chat.place))?
+        else {
             continue;
         };
-        let prompt = encoded.prompt.clone();
-        let continuation = continuation(ContinuationKind::Utility, encoded, max_tokens, &chat.id, &mut report);
-        examples.push(Example::new(&chat.id, prompt, vec![continuation])?);
+        if !has_target(&encoded, max_tokens) {
+            report.add("no_target", "conversations left out of which no target lies within the length limit", &chat.id);
+            continue;
+        }
+        examples.push(example(ContinuationKind::Utility, encoded, max_tokens, &chat.id, &mut report)?);
     }
     finish(examples, report, "conversations")
+}
+
+/// None, and a note in the report, where the template does not take the conversation.
+fn taken<T>(encoded: Result<T>, id: &str, report: &mut LoadReport) -> Result<Option<T>> {
+    match encoded {
+        Ok(encoded) => Ok(Some(encoded)),
+        Err(error) if matches!(error.kind(), ErrorKind::Conversation { .. }) => {
+            let what =
+                format!("rows left out that the chat template does not take, the first for this reason: {error}");
+            report.add("refused", &what, id);
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The harmful and the safe answer, each with its prompt, which leaves room for an answer.
+fn encode_pair(format: &ChatFormat, pair: &AnswerPair, max_tokens: usize) -> Result<[EncodedChat; 2]> {
+    let encode = |name: &str, answer: &str| {
+        if answer.trim().is_empty() {
+            return Err(Error::example(&pair.id, format!("its {name} answer is empty; it must hold a text")));
+        }
+        let encoded = format.answer(&pair.messages, answer)?;
+        let length = encoded.prompt.len();
+        if length >= max_tokens {
+            let message = format!(
+                "its prompt has {length} tokens and leaves no room for an answer within max_tokens = {max_tokens}"
+            );
+            return Err(Error::example(&pair.id, message));
+        }
+        Ok(encoded)
+    };
+    Ok([encode("harmful", &pair.harmful)?, encode("safe", &pair.safe)?])
 }
 
 /// Why a conversation teaches nothing: the name of a note and its words.
@@ -100,35 +123,32 @@ fn unusable(messages: &[Message]) -> Option<(&'static str, &'static str)> {
     empty.then_some(("empty_answer", "conversations with an empty answer left out"))
 }
 
-/// None if not even the first answer begins within the limit.
-fn encode_chat(
-    format: &ChatFormat,
-    messages: &[Message],
-    max_tokens: usize,
-    turns: Turns,
-) -> Result<Option<EncodedChat>> {
-    let fits = |encoded: &EncodedChat| encoded.prompt.len() < max_tokens;
-    if turns == Turns::All {
-        return Ok(Some(format.chat(messages, turns)?).filter(fits));
-    }
+/// With [`Turns::Last`] up to the last answer that has a target within the limit, or to the first if none has.
+fn encode_chat(format: &ChatFormat, messages: &[Message], max_tokens: usize, turns: Turns) -> Result<EncodedChat> {
+    let mut encoded = format.chat(messages, turns)?;
     let answers = messages.iter().enumerate().rev().filter(|(_, message)| message.is_assistant());
-    for (answer, _) in answers {
-        let encoded = format.chat(&messages[..=answer], turns)?;
-        if fits(&encoded) {
-            return Ok(Some(encoded));
+    for (answer, _) in answers.skip(1).filter(|_| turns == Turns::Last) {
+        if has_target(&encoded, max_tokens) {
+            break;
         }
+        encoded = format.chat(&messages[..=answer], turns)?;
     }
-    Ok(None)
+    Ok(encoded)
 }
 
-/// Cuts the continuation to the limit, and behind its last target.
-fn continuation(
+fn has_target(encoded: &EncodedChat, max_tokens: usize) -> bool {
+    let room = max_tokens.saturating_sub(encoded.prompt.len());
+    encoded.continuation.kinds().iter().take(room).any(|kind| *kind == TokenKind::Target)
+}
+
+/// One prompt and one answer, which is cut to the limit, and behind its last target.
+fn example(
     kind: ContinuationKind,
     encoded: EncodedChat,
     max_tokens: usize,
     id: &str,
     report: &mut LoadReport,
-) -> Continuation {
+) -> Result<Example> {
     if encoded.boundary_merged {
         report.add(
             "boundary_merged",
@@ -148,7 +168,7 @@ fn continuation(
         tokens.truncate(room);
         tokens.truncate(behind_last_target(&tokens));
     }
-    Continuation { kind, tokens }
+    Example::new(id, encoded.prompt, vec![Continuation { kind, tokens }])
 }
 
 fn behind_last_target(tokens: &Tokens) -> usize {

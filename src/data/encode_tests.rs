@@ -67,8 +67,13 @@ fn pairs_that_cannot_be_used_are_errors() {
     let message = encode(&[pair("a", "xx", "1", "2")], 5);
     assert_eq!(
         message,
-        "example a: its prompt has 5 tokens and leaves no room for an answer within max_tokens = 5 (f line 2)"
+        "while encoding the row a of f line 2: example a: its prompt has 5 tokens and leaves no room for an answer within \
+         max_tokens = 5"
     );
+    for (harmful, safe, which) in [(" \n", "2", "harmful"), ("1", "", "safe")] {
+        let message = encode(&[pair("a", "x", "1", "2"), pair("b", "xx", harmful, safe)], 9);
+        assert!(message.ends_with(&format!("f line 2: example b: its {which} answer is empty; it must hold a text")));
+    }
     let message = encode(&[pair("a", "x", "1", "2"), pair("a", "xx", "1", "2")], 9);
     assert_eq!(message, "example a: is there twice: f line 1, and f line 2; ids must be unique");
     assert!(encode(&[], 9).contains("expected at least one that can be used, found 0 rows"));
@@ -82,7 +87,61 @@ fn a_prompt_that_depends_on_the_answer_is_an_error() {
     let template = ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap();
     let format = ChatFormat::new(byte_level(&[], &["<U>", "<A>"]), template).unwrap();
     let message = encode_pairs(&format, &[pair("a", "x", "1234567890", "1")], 99).unwrap_err().to_string();
-    assert!(message.contains("the template's prompt depends on the answer"), "{message}");
+    // <U> x ! <A> and <U> x <A>.
+    assert!(
+        message.contains("example a: the prompts of its continuations differ (4 tokens and 3 tokens)"),
+        "{message}"
+    );
+    assert!(message.contains("of f line 1, on which the template lets the prompt depend"), "{message}");
+}
+
+/// As [`format`], for users and assistants alone.
+fn refusing() -> ChatFormat {
+    let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}\
+        {{ ('<A>' if m.role == 'assistant' else '<U>') + m.content.split('|')[-1] + '<.>' }}{% endfor %}\
+        {% if add_generation_prompt %}<A>{% endif %}";
+    let template = ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap();
+    ChatFormat::new(byte_level(&[], &["<U>", "<A>", "<.>"]), template).unwrap()
+}
+
+#[test]
+fn what_the_template_does_not_take_is_counted() {
+    let led = |id: &str| {
+        let messages = vec![Message::system("s"), Message::user("x"), Message::assistant("1")];
+        Chat { id: id.into(), place: "c".into(), messages }
+    };
+    let chats = || [Ok(led("a")), chat("b", &["x", "1"]), chat("c", &["x", "1|2"]), Ok(led("d"))];
+    let (examples, report) = encode_chats(&refusing(), chats(), 99, Turns::All).unwrap();
+    assert_eq!((examples.len(), examples[0].id(), report.rows), (1, "b", 1));
+    let note = report.notes.iter().find(|note| note.name == "refused").unwrap();
+    assert_eq!((note.count, note.first.clone()), (3, vec!["a".into(), "c".into(), "d".into()]));
+    assert!(note.what.contains("the template refuses the conversation: no system turn"), "{}", note.what);
+    let message = encode_chats(&refusing(), [Ok(led("a"))], 99, Turns::Last).unwrap_err().to_string();
+    assert!(message.contains("found 0 rows; 1 rows left out") && message.contains("no system turn"), "{message}");
+
+    let led = AnswerPair { messages: led("a").messages, ..pair("a", "x", "1", "2") };
+    let (examples, report) = encode_pairs(&refusing(), &[led.clone(), pair("b", "x", "1", "2")], 99).unwrap();
+    assert_eq!((examples.len(), examples[0].id(), report.count("refused")), (1, "b", 1));
+    assert!(encode_pairs(&refusing(), &[led], 99).unwrap_err().to_string().contains("no system turn"));
+}
+
+/// The tags mark what stands behind the lead `##########` of an answer, and nothing of a short one.
+#[test]
+fn chats_without_a_target_in_the_limit_are_counted() {
+    let source = "{% for m in messages %}{% if m.role == 'assistant' %}<A>##########\
+        {% if m.content | length > 1 %}{% generation %}{{ m.content }}{% endgeneration %}{% else %}{{ m.content }}{% endif %}\
+        {% else %}<U>{{ m.content }}{% endif %}<.>{% endfor %}{% if add_generation_prompt %}<A>{% endif %}";
+    let template = ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap();
+    let format = ChatFormat::new(byte_level(&[], &["<U>", "<A>", "<.>"]), template).unwrap();
+    let chats = || [chat("a", &["x", "12"]), chat("b", &["x", "1"]), chat("c", &["xx", "12"])];
+    // <U> x <.> <A> and the lead are 14 tokens.
+    for turns in [Turns::All, Turns::Last] {
+        let (examples, report) = encode_chats(&format, chats(), 15, turns).unwrap();
+        assert_eq!((examples.len(), examples[0].len(), examples[0].continuations()[0].tokens.targets()), (1, 15, 1));
+        assert_eq!((report.count("no_target"), report.count("utility_truncated")), (2, 1));
+    }
+    let (examples, _) = encode_chats(&format, chats(), 16, Turns::All).unwrap();
+    assert_eq!(examples.iter().map(Example::id).collect::<Vec<_>>(), ["a", "c"]);
 }
 
 #[test]
@@ -106,7 +165,7 @@ fn long_chats_are_cut_or_left_out() {
     let (examples, report) = encode_chats(&format(), chats(), 12, Turns::All).unwrap();
     // 5 tokens of prompt, 2 of the first answer; the user's second message is not worth reading without an answer.
     assert_eq!((examples.len(), examples[0].len()), (1, 7));
-    assert_eq!((report.count("too_long"), report.count("utility_truncated")), (1, 1));
+    assert_eq!((report.count("no_target"), report.count("utility_truncated")), (1, 1));
     let (examples, report) = encode_chats(&format(), chats(), 12, Turns::Last).unwrap();
     assert_eq!((examples[0].prompt().len(), examples[0].len()), (5, 7));
     assert_eq!(report.count("utility_truncated"), 0);
