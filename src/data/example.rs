@@ -30,7 +30,7 @@ pub enum ContinuationKind {
 }
 
 /// Token ids, each with its kind; the two lists have the same length.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Tokens {
     ids: Vec<i64>,
     kinds: Vec<TokenKind>,
@@ -93,7 +93,7 @@ impl Tokens {
 }
 
 /// One answer to a prompt.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Continuation {
     /// What it is to the losses.
     pub kind: ContinuationKind,
@@ -103,7 +103,7 @@ pub struct Continuation {
 }
 
 /// A prompt and its continuations: one row of a batch.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Example {
     id: String,
     prompt: Tokens,
