@@ -4,23 +4,27 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{Chat, Message, json_lines::JsonLines};
+use super::{
+    Chat, Message,
+    json_objects::{Id, JsonObjects},
+};
 use crate::Result;
 
-const FORM: &str = r#"{"prompt_id"?: text, "messages": [{"role": text, "content": text}, …]}"#;
+const FORM: &str = r#"{"prompt_id"?: text or whole number, "messages": [{"role": text, "content": text}, …]}"#;
 
 #[derive(Debug, Deserialize)]
 struct Line {
-    prompt_id: Option<String>,
+    prompt_id: Option<Id>,
     messages: Vec<Message>,
 }
 
 /// The conversations of a JSONL file, read one by one: data sets of this form are larger than a memory.
 ///
-/// A line is `{"messages": [{"role", "content"}, …]}`, with a `prompt_id` or else the id `file stem:line`. Other fields,
+/// A line is `{"messages": [{"role", "content"}, …]}`, with a `prompt_id` (a text or a whole number) or else the id
+/// `file stem:line`. Other fields,
 /// such as UltraChat's `prompt` which repeats the first message, are ignored.
 #[derive(Debug)]
-pub struct ChatReader(JsonLines<Line>);
+pub struct ChatReader(JsonObjects<Line>);
 
 impl ChatReader {
     /// Opens a file.
@@ -28,7 +32,7 @@ impl ChatReader {
     /// # Errors
     /// If it cannot be opened.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
-        Ok(Self(JsonLines::open(path.as_ref(), FORM)?))
+        Ok(Self(JsonObjects::open(path.as_ref(), FORM)?))
     }
 }
 
@@ -39,7 +43,7 @@ impl Iterator for ChatReader {
     fn next(&mut self) -> Option<Self::Item> {
         let line = self.0.next()?;
         Some(line.map(|(line, chat)| Chat {
-            id: chat.prompt_id.unwrap_or_else(|| self.0.default_id(line)),
+            id: self.0.id(chat.prompt_id, line),
             place: self.0.place(line),
             messages: chat.messages,
         }))
@@ -62,12 +66,15 @@ mod tests {
         let text = r#"{"prompt": "a", "prompt_id": "p", "messages": [{"role": "user", "content": "a"}]}
 
 {"messages": []}
+{"prompt_id": 7, "messages": []}
+{"prompt_id": null, "messages": []}
 "#;
         let chats: Vec<Chat> = read(text).into_iter().map(Result::unwrap).collect();
         assert_eq!(chats[0].id, "p");
         assert_eq!(chats[0].messages, [Message::user("a")]);
         assert_eq!(chats[1].id, "chats:3");
         assert!(chats[1].place.ends_with("chats.jsonl line 3"));
+        assert_eq!((chats[2].id.as_str(), chats[3].id.as_str()), ("7", "chats:5"));
     }
 
     #[test]
@@ -76,5 +83,8 @@ mod tests {
         let message = rows[1].as_ref().unwrap_err().to_string();
         assert!(message.contains("chats.jsonl: line 2: missing field `content`"), "{message}");
         assert!(message.contains("expected {\"prompt_id\"?: text"), "{message}");
+        let rows = read(r#"{"prompt_id": 1.5, "messages": []}"#);
+        let message = rows[0].as_ref().unwrap_err().to_string();
+        assert!(message.contains("line 1: an id: a text or a whole number at column 17"), "{message}");
     }
 }

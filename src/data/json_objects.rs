@@ -7,13 +7,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::de::DeserializeOwned;
+use serde::{Deserialize, de::DeserializeOwned};
 
 use crate::{Error, Result};
 
 /// The objects of a JSONL file with their line numbers from 1. Empty lines are skipped.
 #[derive(Debug)]
-pub(crate) struct JsonLines<T> {
+pub(crate) struct JsonObjects<T> {
     path: PathBuf,
     lines: Lines<BufReader<File>>,
     line: u64,
@@ -21,7 +21,26 @@ pub(crate) struct JsonLines<T> {
     item: PhantomData<fn() -> T>,
 }
 
-impl<T: DeserializeOwned> JsonLines<T> {
+/// A row's id as data sets write it: a text, or a whole number that is read as text.
+#[derive(Debug, Deserialize)]
+#[serde(untagged, expecting = "an id: a text or a whole number")]
+pub(crate) enum Id {
+    Text(String),
+    Positive(u64),
+    Negative(i64),
+}
+
+impl From<Id> for String {
+    fn from(id: Id) -> Self {
+        match id {
+            Id::Text(text) => text,
+            Id::Positive(number) => number.to_string(),
+            Id::Negative(number) => number.to_string(),
+        }
+    }
+}
+
+impl<T: DeserializeOwned> JsonObjects<T> {
     /// Opens a file; `form` is what a line should look like, for errors.
     ///
     /// # Errors
@@ -42,10 +61,10 @@ impl<T: DeserializeOwned> JsonLines<T> {
         format!("{} line {line}", self.path.display())
     }
 
-    /// An id for a row that has none of its own.
-    pub(crate) fn default_id(&self, line: u64) -> String {
+    /// The id of a row, or `file stem:line` for one that has none of its own.
+    pub(crate) fn id(&self, own: Option<Id>, line: u64) -> String {
         let stem = self.path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
-        format!("{stem}:{line}")
+        own.map_or_else(|| format!("{stem}:{line}"), String::from)
     }
 
     fn parse(&self, text: &str) -> Result<(u64, T)> {
@@ -55,7 +74,7 @@ impl<T: DeserializeOwned> JsonLines<T> {
     }
 }
 
-impl<T: DeserializeOwned> Iterator for JsonLines<T> {
+impl<T: DeserializeOwned> Iterator for JsonObjects<T> {
     type Item = Result<(u64, T)>;
 
     fn next(&mut self) -> Option<Self::Item> {

@@ -7,7 +7,7 @@ mod chats;
 mod clock;
 mod encode;
 mod example;
-mod json_lines;
+mod json_objects;
 mod layout;
 mod marks;
 mod message;

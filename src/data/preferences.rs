@@ -4,14 +4,17 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::{AnswerPair, LoadReport, Message, json_lines::JsonLines};
+use super::{
+    AnswerPair, LoadReport, Message,
+    json_objects::{Id, JsonObjects},
+};
 use crate::{Error, Result};
 
 const FORM: &str = r#"{"prompt"?, "chosen", "rejected"}, each a text or a list of {"role", "content"}"#;
 
 #[derive(Debug, Deserialize)]
 struct Line {
-    id: Option<String>,
+    id: Option<Id>,
     prompt: Option<Text>,
     chosen: Text,
     rejected: Text,
@@ -24,23 +27,35 @@ enum Text {
     Messages(Vec<Message>),
 }
 
+impl Text {
+    fn is_empty(&self) -> bool {
+        match self {
+            Self::Plain(text) => text.trim().is_empty(),
+            Self::Messages(messages) => messages.is_empty(),
+        }
+    }
+}
+
 /// Reads preference pairs: `chosen` becomes the safe answer and `rejected` the harmful one.
 ///
 /// `prompt` is a text (one user message) or messages, and the answers are texts or single messages. Where the answers are
-/// whole conversations, with or without a `prompt` beside them, the messages that both begin with are the prompt. A row's
-/// id is its `id`, or else `file stem:line`. Rows with an empty answer or two equal ones are counted and left out.
+/// whole conversations, with or without a `prompt` beside them, the messages that both begin with are the prompt. An empty
+/// `prompt` is as none. A row's id is its `id` (a text or a whole number), or else `file stem:line`. Rows with an empty
+/// answer or two equal ones are counted and left out.
 ///
 /// # Errors
-/// If the file cannot be read, a line has another form, or no row is left.
+/// If the file cannot be read, a line has another form, or no row is left. Two texts without a `prompt` (TRL's standard form
+/// with an implicit prompt) are an error too: where in them the prompt ends cannot be told.
 pub fn load_preferences(path: impl AsRef<Path>) -> Result<(Vec<AnswerPair>, LoadReport)> {
     let path = path.as_ref();
-    let mut lines = JsonLines::<Line>::open(path, FORM)?;
+    let mut lines = JsonObjects::<Line>::open(path, FORM)?;
     let mut report = LoadReport::default();
     let mut pairs = Vec::new();
     while let Some(line) = lines.next() {
         let (line, row) = line?;
-        let id = row.id.clone().unwrap_or_else(|| lines.default_id(line));
-        let (messages, chosen, rejected) = split(row).map_err(|message| lines.error(line, message))?;
+        let (messages, chosen, rejected) =
+            split(row.prompt, row.chosen, row.rejected).map_err(|message| lines.error(line, message))?;
+        let id = lines.id(row.id, line);
         if chosen.trim().is_empty() || rejected.trim().is_empty() {
             report.add("empty_answer", "rows with an empty answer left out", id);
             continue;
@@ -68,21 +83,32 @@ pub fn load_preferences(path: impl AsRef<Path>) -> Result<(Vec<AnswerPair>, Load
 }
 
 /// Prompt, chosen and rejected answer; the error says what is wrong with the row.
-fn split(row: Line) -> Result<(Vec<Message>, String, String), String> {
-    match (row.prompt, row.chosen, row.rejected) {
-        (Some(prompt), Text::Plain(chosen), Text::Plain(rejected)) => Ok((messages(prompt), chosen, rejected)),
-        (Some(Text::Messages(prompt)), Text::Messages(chosen), Text::Messages(rejected))
-            if !chosen.starts_with(&prompt) || prompt.is_empty() =>
-        {
-            Ok((prompt, only_answer("chosen", chosen)?, only_answer("rejected", rejected)?))
-        }
-        (_, Text::Messages(chosen), Text::Messages(rejected)) => shared_prompt(chosen, rejected),
-        (None, Text::Plain(_), Text::Plain(_)) => {
-            Err("prompt is missing; where chosen and rejected are texts it must be there".to_string())
-        }
-        (_, _, _) => {
-            Err("one of chosen and rejected is a text and the other a list; both must be the same".to_string())
-        }
+fn split(prompt: Option<Text>, chosen: Text, rejected: Text) -> Result<(Vec<Message>, String, String), String> {
+    let prompt = prompt.filter(|prompt| !prompt.is_empty());
+    match (chosen, rejected) {
+        (Text::Plain(chosen), Text::Plain(rejected)) => match prompt {
+            Some(prompt) => Ok((messages(prompt), chosen, rejected)),
+            None => {
+                Err("prompt is missing or empty; where chosen and rejected are texts, it cannot be told from them"
+                    .into())
+            }
+        },
+        (Text::Messages(chosen), Text::Messages(rejected)) => match prompt {
+            Some(prompt) if !is_in(&prompt, &chosen) => {
+                Ok((messages(prompt), only_answer("chosen", chosen)?, only_answer("rejected", rejected)?))
+            }
+            _ => shared_prompt(chosen, rejected),
+        },
+        _ => Err("one of chosen and rejected is a text and the other a list; both must be the same".into()),
+    }
+}
+
+/// Whether an answer is a whole conversation that holds the prompt which stands beside it. Beside a text, which may lack
+/// the system prompt, everything longer than one message is one.
+fn is_in(prompt: &Text, answer: &[Message]) -> bool {
+    match prompt {
+        Text::Plain(_) => answer.len() > 1,
+        Text::Messages(prompt) => answer.starts_with(prompt),
     }
 }
 
