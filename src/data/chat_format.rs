@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{ChatTemplate, Message, TokenKind, TokenSpan, Tokenizer, Tokens, rendered::Rendered};
+use super::{ChatTemplate, Date, Message, TokenKind, TokenSpan, Tokenizer, Tokens, rendered::Rendered};
 use crate::{Error, Result, error::Context};
 
 /// Which answers of a conversation are targets.
@@ -74,6 +74,12 @@ impl ChatFormat {
     /// As [`Tokenizer::load`], [`ChatTemplate::load`] and [`ChatFormat::new`].
     pub fn load(folder: impl AsRef<std::path::Path>) -> Result<Self> {
         Self::new(Tokenizer::load(folder.as_ref())?, ChatTemplate::load(folder)?)
+    }
+
+    /// The same format, its template printing another date where it asks for today's: see [`ChatTemplate::with_date`].
+    #[must_use]
+    pub fn with_date(self, date: Date) -> Self {
+        Self { template: self.template.with_date(date), ..self }
     }
 
     /// The tokenizer.

@@ -4,7 +4,7 @@ mod batch;
 mod behaviors;
 mod chat_format;
 mod chats;
-mod clock;
+mod date;
 mod encode;
 mod example;
 mod json_objects;
@@ -33,6 +33,7 @@ pub use behaviors::{
 };
 pub use chat_format::{ChatFormat, EncodedChat, Turns};
 pub use chats::ChatReader;
+pub use date::Date;
 pub use encode::{encode_chats, encode_pairs};
 pub use example::{Continuation, ContinuationKind, Example, TokenKind, Tokens};
 pub use layout::{Layout, RowLayout, Side, Target};

@@ -12,7 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::{
-    SpecialTokens, marks,
+    Date, SpecialTokens, marks,
     message::Message,
     special_tokens::read_json,
     template_engine::{Engine, Refusal, messages_value},
@@ -119,6 +119,24 @@ impl ChatTemplate {
         self.engine.has_generation_tags
     }
 
+    /// The same template, printing another date where it asks for today's.
+    #[must_use]
+    pub fn with_date(self, date: Date) -> Self {
+        Self { engine: self.engine.with_date(date), ..self }
+    }
+
+    /// The date that the template prints where it asks for today's: unless set, that of the day on which it was loaded, in
+    /// UTC. A run that is to be repeated or resumed keeps it.
+    pub fn date(&self) -> Date {
+        self.engine.date
+    }
+
+    /// Whether the template asks for the date anywhere (Llama 3.2's does), so that what it prints depends on
+    /// [`ChatTemplate::date`].
+    pub fn uses_clock(&self) -> bool {
+        self.engine.uses_clock()
+    }
+
     /// Writes the template as `chat_template.jinja` into a folder, made if it is not there.
     ///
     /// # Errors
@@ -127,8 +145,8 @@ impl ChatTemplate {
         files::write(&folder.as_ref().join(TEMPLATE_FILE), self.source.as_bytes())
     }
 
-    /// The text of a conversation; `add_generation_prompt` adds the header of the answer to come. Dates that a template
-    /// prints with `strftime_now` are today's in UTC.
+    /// The text of a conversation; `add_generation_prompt` adds the header of the answer to come. `strftime_now` is midnight
+    /// of [`ChatTemplate::date`], so that the same conversation always gives the same text.
     ///
     /// # Errors
     /// If the template refuses the conversation, or uses something that the Jinja engine does not have.

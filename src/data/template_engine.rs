@@ -5,7 +5,7 @@ use minijinja::{
 };
 
 use super::{
-    SpecialTokens, clock,
+    Date, SpecialTokens,
     message::Message,
     python_json::tojson,
     python_strings::{call_method, trim},
@@ -16,11 +16,15 @@ const NAME: &str = "chat_template";
 const OPEN: &str = "advtrain_generation_open";
 const CLOSE: &str = "advtrain_generation_close";
 
+/// The function by which templates ask for the date.
+const CLOCK: &str = "strftime_now";
+
 /// A template, compiled.
 #[derive(Clone, Debug)]
 pub(super) struct Engine {
     environment: Environment<'static>,
     special: SpecialTokens,
+    pub(super) date: Date,
     pub(super) has_generation_tags: bool,
 }
 
@@ -45,11 +49,22 @@ impl Engine {
             matches!(value.kind(), ValueKind::Undefined | ValueKind::Seq | ValueKind::String | ValueKind::Map)
         });
         environment.add_function("raise_exception", raise_exception);
-        environment.add_function("strftime_now", strftime_now);
         // Jinja reads every kind of line end as one newline.
         let (source, has_generation_tags) = tags::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
         environment.add_template_owned(NAME, source)?;
-        Ok(Self { environment, special, has_generation_tags })
+        let date = Date::today();
+        Ok(Self { environment, special, date, has_generation_tags }.with_date(date))
+    }
+
+    pub(super) fn with_date(mut self, date: Date) -> Self {
+        self.date = date;
+        self.environment.add_function(CLOCK, move |format: &str| strftime_now(date, format));
+        self
+    }
+
+    pub(super) fn uses_clock(&self) -> bool {
+        let template = self.environment.get_template(NAME);
+        template.is_ok_and(|template| template.undeclared_variables(false).contains(CLOCK))
     }
 
     /// Renders with `open` and `close` around the text of every generation tag; both may be empty.
@@ -94,8 +109,8 @@ fn raise_exception(message: &str) -> Result<Value, Error> {
     Err(Error::from(ErrorKind::InvalidOperation).with_source(Refusal(message.to_string())))
 }
 
-fn strftime_now(format: &str) -> Result<String, Error> {
-    clock::strftime(format, clock::now()).map_err(|directive| {
+fn strftime_now(date: Date, format: &str) -> Result<String, Error> {
+    date.strftime(format).map_err(|directive| {
         Error::new(ErrorKind::InvalidOperation, format!("strftime_now: {directive} is not a known directive"))
     })
 }

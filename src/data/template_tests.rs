@@ -2,6 +2,7 @@ use std::fs;
 
 use serde_json::json;
 
+use super::super::{ChatFormat, test_tokenizers::byte_level};
 use super::*;
 
 #[derive(Deserialize)]
@@ -161,6 +162,29 @@ fn generation_spans_skip_characters_that_are_taken() {
     let (text, spans) = template.render_with_generation(&[Message::user("a\u{F0000}")], false).unwrap();
     assert_eq!(text, "<a\u{F0000}>");
     assert_eq!((spans.len(), spans[0].clone()), (1, 1..6));
+}
+
+/// As Llama 3.2's template asks for it. The expected texts are what Python's datetime prints for midnight of those days.
+#[test]
+fn a_date_is_fixed() {
+    let source = "{% if strftime_now is defined %}{% set d = strftime_now('%d %b %Y, %H:%M') %}{% endif %}{{ d }}";
+    let template = ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap();
+    assert!(template.uses_clock());
+    let render = |date: &str| template.clone().with_date(date.parse().unwrap()).render(&[], false).unwrap();
+    assert_eq!(render("2026-11-25"), "25 Nov 2026, 00:00");
+    assert_eq!(render("2026-11-26"), "26 Nov 2026, 00:00");
+    let kept = template.date().to_string();
+    assert_eq!(template.render(&[], false).unwrap(), render(&kept));
+    let tokenizer = byte_level(&[], &["</s>"]);
+    let source = "{{ strftime_now('%Y') }}{% for m in messages %}{{ m.content }}</s>{% endfor %}";
+    let template = ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap();
+    let format = ChatFormat::new(tokenizer, template).unwrap().with_date("1999-12-31".parse().unwrap());
+    let prompt = format.prompt(&[Message::user("a")]).unwrap();
+    assert_eq!(format.tokenizer().decode(prompt.ids(), false).unwrap(), "1999a</s>");
+    assert_eq!(format.template().date().to_string(), "1999-12-31");
+    for source in ["{{ messages[0].content }}", "strftime_now('%d')", "{# strftime_now('%d') #}"] {
+        assert!(!ChatTemplate::from_source(source, &SpecialTokens::default()).unwrap().uses_clock(), "{source}");
+    }
 }
 
 /// What a tag sets stays inside it, as in transformers, where the tag is a block of its own.
