@@ -6,7 +6,8 @@ mod toy;
 use advtrain::{
     AttackOutcome, AttackRunner, AttackSettings, Batch, CausalLm, ContinuationKind, Decoder, Draws, EmbeddingAttack,
     Input, Iterate, Momentum, Norm, Pass, Perturbation, Pgd, Place, Probe, Radius, Region, Result, Site, Start,
-    StepRule, StepSize, TargetCrossEntropy, ThreatModel, TokenKind, tch::Tensor,
+    StepRule, StepSize, TargetCrossEntropy, ThreatModel, TokenKind,
+    tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
 use rand_distr::StandardNormal;
@@ -341,6 +342,42 @@ fn a_warm_start_begins_where_the_rows_last_attack_ended() {
     assert_eq!(row(&begun, 1), row(&ended, 2));
     assert_eq!(row(&begun, 2), row(&ended, 0));
     assert!(row(&ended, 0).iter().any(|one| *one != 0.0));
+}
+
+/// Returns perturbations of the first token of each row and of nothing else, `sizes` long.
+struct FirstTokens {
+    threat: ThreatModel,
+    sizes: Vec<f64>,
+}
+
+impl EmbeddingAttack for FirstTokens {
+    fn threat(&self) -> &ThreatModel {
+        &self.threat
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let places: Vec<Place> = probe.places().iter().filter(|place| place.offset == 0).copied().collect();
+        let unit = Tensor::ones([places.len() as i64, HIDDEN], (Kind::Double, Device::Cpu)) / (HIDDEN as f64).sqrt();
+        let of = |size: &f64| Perturbation::new(places.clone(), vec![(Site::Embeddings, &unit * *size)]);
+        self.sizes.iter().map(of).collect()
+    }
+}
+
+#[test]
+fn a_warm_start_keeps_the_last_of_several_perturbations_where_it_perturbed() {
+    let (model, rows) = (decoder(), batch((0..3).map(robust).collect()));
+    let settings = AttackSettings { warm_start: true, ..AttackSettings::default() };
+    let mut runner = AttackRunner::new(settings, &threat(), &model).unwrap();
+    let mut run = |attack: &mut dyn EmbeddingAttack| {
+        let draws = Draws { seed: 0, epoch: 0 };
+        runner.run(attack, &mut TargetCrossEntropy, &model, &rows, draws).unwrap().perturbations
+    };
+    let ended = run(&mut FirstTokens { threat: threat(), sizes: vec![0.1, 0.2] });
+    assert_eq!((ended.len(), ended[0].places().len()), (2, 3));
+    let begun = run(&mut Starts { threat: threat(), factor: 1.0 }).remove(0);
+    for (place, size) in begun.places().iter().zip(sizes(&begun)) {
+        assert_relative_eq!(size, if place.offset == 0 { 0.2 } else { 0.0 }, max_relative = 1e-12);
+    }
 }
 
 #[test]

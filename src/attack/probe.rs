@@ -147,7 +147,7 @@ impl<'a> Probe<'a> {
             })?,
         };
         let start = match self.warm {
-            Some(warm) => warm.overlay(start, self.batch)?,
+            Some(warm) => warm.overlay(&start, self.batch)?,
             None => start,
         };
         self.project(&start)

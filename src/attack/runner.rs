@@ -188,8 +188,8 @@ impl AttackRunner {
             AttackStatistics { rows: selection.batch.rows(), radius: self.radius, ..Default::default() };
         let found = self.restarts(attack, &*objective, model, &selection.batch, &threat, draws, &mut statistics)?;
         self.measure(&threat, &found, &mut statistics)?;
-        if let (true, [only]) = (self.settings.warm_start, found.as_slice()) {
-            self.warm.keep(only, &selection.batch)?;
+        if let (true, Some(last)) = (self.settings.warm_start, found.last()) {
+            self.warm.keep(last, &selection.batch)?;
         }
         let perturbations = found.into_iter().map(|one| one.renumber(&selection.rows)).collect::<Result<_>>()?;
         Ok(AttackOutcome { batch: reseeded, perturbations, statistics })
