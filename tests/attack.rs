@@ -399,6 +399,57 @@ fn the_region_of_user_content_leaves_other_tokens_alone() {
     }
 }
 
+/// Returns, or first tries, or takes the gradient at, a perturbation that it was not allowed.
+struct Astray {
+    threat: ThreatModel,
+    place: Option<Place>,
+    site: Site,
+    with: fn(&mut Probe, &Perturbation) -> Result<()>,
+}
+
+impl EmbeddingAttack for Astray {
+    fn threat(&self) -> &ThreatModel {
+        &self.threat
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let mut places = probe.places()[..1].to_vec();
+        places.extend(self.place);
+        let values = Tensor::zeros([places.len() as i64, HIDDEN], (Kind::Double, Device::Cpu));
+        let found = Perturbation::new(places, vec![(self.site, values)])?;
+        (self.with)(probe, &found)?;
+        Ok(vec![found])
+    }
+}
+
+#[test]
+fn what_lies_outside_region_or_sites_is_refused() {
+    let (model, rows) = (decoder(), batch((0..3).map(robust).collect()));
+    let threat = ThreatModel { region: Region::UserContent, sites: vec![Site::Block(1)], ..threat() };
+    let run = |place, site, with| {
+        let mut attack = Astray { threat: threat.clone(), place, site, with };
+        let settings = AttackSettings::default();
+        attacked(&mut attack, &mut TargetCrossEntropy, settings, &model, &rows).map(|_| ()).map_err(|e| e.to_string())
+    };
+    let ways: [fn(&mut Probe, &Perturbation) -> Result<()>; 3] = [
+        |_, _| Ok(()),
+        |probe, found| probe.value(found).map(|_| ()),
+        |probe, found| probe.gradient(found).map(|_| ()),
+    ];
+    for with in ways {
+        assert!(run(None, Site::Block(1), with).is_ok());
+        // A token of the template, and a row that is not there.
+        for place in [Place { row: 1, offset: 0 }, Place { row: 3, offset: 2 }] {
+            let error = run(Some(place), Site::Block(1), with).unwrap_err();
+            assert!(error.contains("UserContent") && error.contains(&format!("{place:?}")), "{error}");
+        }
+        for site in [Site::Embeddings, Site::Block(0)] {
+            let error = run(None, site, with).unwrap_err();
+            assert!(error.contains("[Block(1)]") && error.contains(&format!("found {site:?}")), "{error}");
+        }
+    }
+}
+
 #[test]
 fn a_row_is_attacked_alike_in_any_company() {
     let model: Decoder = decoder();

@@ -1,5 +1,7 @@
 //! What an attack works with.
 
+use std::collections::HashSet;
+
 use rand_chacha::ChaCha8Rng;
 use rand_distr::Distribution;
 use tch::{Kind, Tensor};
@@ -20,7 +22,8 @@ pub struct Probe<'a> {
     pub(super) dropout: bool,
     pub(super) start: Start,
     pub(super) warm: Option<&'a WarmStarts>,
-    pub(super) places: Vec<Place>,
+    places: Vec<Place>,
+    inside: HashSet<Place>,
     pub(super) random: Vec<ChaCha8Rng>,
     pub(super) log: ProbeLog,
 }
@@ -61,6 +64,7 @@ impl<'a> Probe<'a> {
         threat: &'a ThreatModel,
         radius: f64,
     ) -> Self {
+        let places = threat.places(batch);
         Self {
             model,
             batch,
@@ -70,7 +74,8 @@ impl<'a> Probe<'a> {
             dropout: false,
             start: Start::Zero,
             warm: None,
-            places: threat.places(batch),
+            inside: places.iter().copied().collect(),
+            places,
             random: Vec::new(),
             log: ProbeLog::default(),
         }
@@ -156,15 +161,35 @@ impl<'a> Probe<'a> {
     /// The nearest perturbation in the threat set.
     ///
     /// # Errors
-    /// If libtorch fails.
+    /// If the candidate has a place or a site that is not in the threat set, or libtorch fails.
     pub fn project(&self, candidate: &Perturbation) -> Result<Perturbation> {
+        self.check(candidate)?;
         self.threat.project(candidate, self.radius)
+    }
+
+    /// Most candidates have all the places that there are, in order: then they need not be looked up.
+    fn check(&self, candidate: &Perturbation) -> Result<()> {
+        let outside = |place: &&Place| !self.inside.contains(place);
+        if candidate.places() != self.places
+            && let Some(place) = candidate.places().iter().find(outside)
+        {
+            let expected = format!("places in the region {:?} of the rows under attack", self.threat.region);
+            return Err(Error::mismatch("perturbation of an attack", expected, format!("{place:?}")));
+        }
+        match candidate.parts().iter().find(|(site, _)| !self.threat.sites.contains(site)) {
+            Some((site, _)) => {
+                let expected = format!("the sites {:?}", self.threat.sites);
+                Err(Error::mismatch("perturbation of an attack", expected, format!("{site:?}")))
+            }
+            None => Ok(()),
+        }
     }
 
     /// Tries a candidate, projected first: one forward and one backward pass, for the perturbation alone.
     ///
     /// # Errors
-    /// If the objective of a row is not a finite number, or the model or the objective fails.
+    /// If the candidate has a place or a site that is not in the threat set, the objective of a row is not a finite number,
+    /// or the model or the objective fails.
     pub fn gradient(&mut self, candidate: &Perturbation) -> Result<Gradient> {
         let candidate = self.project(candidate)?;
         let leaf = candidate.map(|values| Ok(values.f_detach()?.f_set_requires_grad(true)?))?;

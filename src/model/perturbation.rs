@@ -1,5 +1,7 @@
 //! What an attack adds to a batch.
 
+use std::collections::HashSet;
+
 use ndarray::ArrayD;
 use tch::{Kind, Tensor};
 
@@ -40,8 +42,17 @@ impl Perturbation {
     /// Values `[places, hidden]` for each site.
     ///
     /// # Errors
-    /// If a tensor does not have one row per place, or a site comes twice.
+    /// If a tensor does not have one row per place, or a place or a site comes twice: what is added twice would leave the
+    /// ball that each place by itself is in.
     pub fn new(places: Vec<Place>, parts: Vec<(Site, Tensor)>) -> Result<Self> {
+        let mut seen = HashSet::with_capacity(places.len());
+        if let Some(twice) = places.iter().find(|place| !seen.insert(**place)) {
+            return Err(Error::mismatch("places of a perturbation", "each once", format!("{twice:?} twice")));
+        }
+        Self::of_distinct(places, parts)
+    }
+
+    fn of_distinct(places: Vec<Place>, parts: Vec<(Site, Tensor)>) -> Result<Self> {
         for (index, (site, values)) in parts.iter().enumerate() {
             if values.dim() != 2 || values.size()[0] != places.len() as i64 {
                 return Err(Error::mismatch(
@@ -80,7 +91,7 @@ impl Perturbation {
             ));
         }
         let parts = self.parts.iter().zip(values).map(|((site, _), values)| (*site, values)).collect();
-        Self::new(self.places.clone(), parts)
+        Self::of_distinct(self.places.clone(), parts)
     }
 
     /// Applies a function to the values of every site.
@@ -214,5 +225,26 @@ impl Perturbation {
     pub fn to_array(&self, site: Site) -> Result<Option<ArrayD<f64>>> {
         let Some((_, values)) = self.parts.iter().find(|part| part.0 == site) else { return Ok(None) };
         to_array(&values.f_detach()?.f_to_kind(Kind::Double)?).map(Some)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_or_a_site_that_comes_twice_is_refused() {
+        let place = |row, offset| Place { row, offset };
+        let part = |site| (site, Tensor::from_slice(&[1.0, 2.0, 3.0]).view([3, 1]));
+        let of = |places, parts| Perturbation::new(places, parts);
+        let apart = vec![place(0, 1), place(1, 1), place(1, 0)];
+        assert!(of(apart.clone(), vec![part(Site::Embeddings), part(Site::Block(0))]).is_ok());
+        let error = of(vec![place(0, 1), place(1, 1), place(0, 1)], vec![part(Site::Embeddings)]).unwrap_err();
+        assert!(error.to_string().contains("Place { row: 0, offset: 1 } twice"), "{error}");
+        let error = of(apart.clone(), vec![part(Site::Block(0)), part(Site::Block(0))]).unwrap_err();
+        assert!(error.to_string().contains("Block(0) twice"), "{error}");
+        // Two rows that become one.
+        let two = of(apart, vec![part(Site::Embeddings)]).unwrap();
+        assert!(two.renumber(&[4, 4]).is_err());
     }
 }
