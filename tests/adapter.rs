@@ -162,6 +162,24 @@ fn frozen_models_compute_the_same_and_no_gradient_arrives_anywhere() {
 }
 
 #[test]
+fn frozen_models_still_know_the_original() {
+    let off = Pass { adapter: Adapter::Off, ..Pass::default() };
+    for (adapter, name) in ADAPTERS {
+        let model = with_adapter(adapter, name, Kind::Double);
+        let original = logits(&load(name, Kind::Double), Pass::default());
+        for dropout in [false, true] {
+            let what = format!("{adapter}, dropout {dropout}");
+            let frozen = model.frozen(dropout).unwrap().unwrap();
+            let again = frozen.frozen(false).unwrap().unwrap();
+            for frozen in [&frozen, &again] {
+                assert_equal(&what, &logits(frozen.as_ref(), off), &original);
+                assert!(distance(&logits(frozen.as_ref(), Pass::default()), &original) > 1e-3, "{what}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_fresh_adapter_changes_nothing_yet_and_is_what_is_trained() {
     for (name, expected) in [("phi3", 16), ("llama3", 28), ("gemma-mha", 28)] {
         let base = logits(&load(name, Kind::Float), Pass::default());

@@ -104,7 +104,8 @@ pub trait CausalLm {
     }
 
     /// The same model with weights that no gradient reaches, made once for many passes; `None` where the model itself serves.
-    /// A decoder merges its adapter into a scratch copy here, unless `dropout` asks for the adapter's own path.
+    /// A decoder merges its adapter into a scratch copy here, unless `dropout` asks for the adapter's own path; with
+    /// [`Adapter::Off`] it is the original model either way.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -12,6 +12,8 @@ pub(super) struct Linear {
     pub(super) name: String,
     /// `[out, in]` in the compute dtype.
     pub(super) weight: Tensor,
+    /// Where the adapter is merged into the weight: the weight without it, for [`Adapter::Off`].
+    original: Option<Tensor>,
     /// `[out]`.
     pub(super) bias: Option<Tensor>,
     pub(super) lora: Option<Lora>,
@@ -40,7 +42,7 @@ impl Linear {
         let [inputs, outputs] = size.map(|len| len as i64);
         let weight = source.get(&format!("{name}.weight"), &[outputs, inputs])?;
         let bias = if bias { Some(source.get(&format!("{name}.bias"), &[outputs])?) } else { None };
-        Ok(Self { name, weight, bias, lora: None })
+        Ok(Self { name, weight, original: None, bias, lora: None })
     }
 
     pub(super) fn inputs(&self) -> i64 {
@@ -53,7 +55,11 @@ impl Linear {
 
     /// `[…, in]` to `[…, out]`.
     pub(super) fn forward(&self, x: &Tensor, mode: LinearMode) -> Result<Tensor> {
-        let y = x.f_linear(&self.weight, self.bias.as_ref())?;
+        let weight = match &self.original {
+            Some(original) if mode.adapter == Adapter::Off => original,
+            _ => &self.weight,
+        };
+        let y = x.f_linear(weight, self.bias.as_ref())?;
         match &self.lora {
             Some(lora) if mode.adapter == Adapter::On => Ok(y.f_add(&lora.forward(x, mode.dropout)?)?),
             _ => Ok(y),
@@ -72,15 +78,17 @@ impl Linear {
         }
     }
 
-    /// The same layer out of reach of gradients: adapter merged, or kept beside the weight.
+    /// The same layer out of reach of gradients: adapter merged, or kept beside the weight. The original weight is shared, not
+    /// copied.
     pub(super) fn frozen(&self, merge: bool) -> Result<Self> {
-        let lora = match &self.lora {
-            Some(lora) if !merge => Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }),
-            _ => None,
-        };
-        let weight = if merge { self.merged()? } else { self.weight.f_detach()? };
+        let weight = self.weight.f_detach()?;
         let bias = self.bias.as_ref().map(Tensor::f_detach).transpose()?;
-        Ok(Self { name: self.name.clone(), weight, bias, lora })
+        let same = Self { name: self.name.clone(), weight, original: None, bias, lora: None };
+        Ok(match &self.lora {
+            Some(_) if merge => Self { weight: self.merged()?, original: Some(same.weight), ..same },
+            Some(lora) => Self { lora: Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }), ..same },
+            None => Self { original: self.original.as_ref().map(Tensor::f_detach).transpose()?, ..same },
+        })
     }
 }
 
