@@ -1,9 +1,9 @@
 //! Projected gradient descent on the perturbation.
 
 use serde::{Deserialize, Serialize};
-use tch::Tensor;
+use tch::{Kind, Tensor};
 
-use super::{EmbeddingAttack, Probe, ThreatModel, probe::lengths};
+use super::{EmbeddingAttack, Norm, Probe, ThreatModel};
 use crate::{Error, Perturbation, Result};
 
 /// Projected gradient descent: d <- Proj( d - step * direction(gradient) ), the paper's attack (Xhonneux et al., section 3.1)
@@ -40,7 +40,8 @@ pub struct Pgd {
 pub enum StepRule {
     /// The sign of every number of the gradient (the paper's).
     Sign,
-    /// The gradient of each token divided by its L2 norm.
+    /// The gradient divided by its size in the norm of the threat set: each token's by its L2 norm, with [`Norm::Linf`] by its
+    /// largest number, and with [`Norm::RowL2`] each row's by the L2 norm of the row.
     L2,
     /// Adam (Kingma and Ba 2015), each number on its own.
     Adam {
@@ -53,7 +54,7 @@ pub enum StepRule {
     },
 }
 
-/// A sum of normalised gradients (each token's divided by its L2 norm), of which all but the last decay.
+/// A sum of normalised gradients (as [`StepRule::L2`] divides them), of which all but the last decay.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Momentum {
@@ -61,13 +62,15 @@ pub struct Momentum {
     pub decay: f64,
 }
 
-/// The length of a step. A relative step of 1 moves a token by the radius: for [`StepRule::Sign`] and [`StepRule::Adam`]
-/// every number by radius / sqrt(hidden).
+/// The length of a step. A relative step of 1 is one radius long in the norm of the threat set: with [`StepRule::L2`] that is
+/// how far a token moves, or a row with [`Norm::RowL2`]. With [`StepRule::Sign`] and [`StepRule::Adam`] every number moves by
+/// radius / sqrt(n), n being how many numbers the norm is taken of (a token's, or with [`Norm::RowL2`] a row's), and with
+/// [`Norm::Linf`] by the radius.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepSize {
-    /// The same number for every step: what each number of a token moves by (sign, Adam), or a token's L2 distance. The
-    /// paper's is 1e-4.
+    /// The same for every step: what each number moves by (sign, Adam; the paper's is 1e-4), or how far a token or a row does
+    /// in the norm.
     Absolute(f64),
     /// The same share of the radius for every step.
     Constant(f64),
@@ -135,17 +138,34 @@ impl Pgd {
         Ok(())
     }
 
-    /// What a step multiplies its direction by: a number per coordinate for sign and Adam, a distance for L2.
+    /// What a step multiplies its direction by.
     fn length(&self, step: usize, hidden_size: i64, radius: f64) -> f64 {
-        let unit = match self.rule {
-            StepRule::L2 => radius,
-            StepRule::Sign | StepRule::Adam { .. } => radius / (hidden_size as f64).sqrt(),
+        let unit = if self.moves_numbers() && self.threat.norm != Norm::Linf {
+            radius / (hidden_size as f64).sqrt()
+        } else {
+            radius
         };
         match self.size {
             StepSize::Absolute(size) => size,
             StepSize::Constant(share) => share * unit,
             StepSize::Decaying(share) => share * unit * (1.0 - step as f64 / self.steps as f64),
         }
+    }
+
+    /// Whether a direction is about 1 in every number, rather than in the norm.
+    fn moves_numbers(&self) -> bool {
+        !matches!(self.rule, StepRule::L2)
+    }
+
+    /// Where a step is shared among the tokens of a row, what each gets of it `[places, 1]`: 1 / sqrt(tokens).
+    fn share_of_row(&self, start: &Perturbation) -> Result<Option<Tensor>> {
+        let absolute = matches!(self.size, StepSize::Absolute(_));
+        if self.threat.norm != Norm::RowL2 || !self.moves_numbers() || absolute {
+            return Ok(None);
+        }
+        let Some((_, like)) = start.parts().first() else { return Ok(None) };
+        let ones = Tensor::f_ones([start.places().len() as i64, 1], (like.kind(), like.device()))?;
+        Ok(Some(self.threat.sizes(&ones, &start.rows()?)?.f_reciprocal()?.f_unsqueeze(1)?))
     }
 }
 
@@ -165,20 +185,26 @@ impl Pgd {
         })
     }
 
+    /// A gradient `[places, hidden]` divided by its size in the norm; `rows` is the row of each place.
+    fn normalised(&self, gradient: &Tensor, rows: &Tensor) -> Result<Tensor> {
+        let floor = if gradient.kind() == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
+        Ok(gradient.f_div(&self.threat.sizes(gradient, rows)?.f_clamp_min(floor)?.f_unsqueeze(1)?)?)
+    }
+
     /// The direction of step `step` from a gradient `[places, hidden]`.
-    fn direction(&self, gradient: &Tensor, memory: &mut Memory, step: usize) -> Result<Tensor> {
+    fn direction(&self, gradient: &Tensor, rows: &Tensor, memory: &mut Memory, step: usize) -> Result<Tensor> {
         let followed = match memory {
             Memory::Plain => gradient.shallow_clone(),
             Memory::Momentum(sum) => {
                 let decay = self.momentum.map_or(0.0, |momentum| momentum.decay);
-                *sum = sum.f_mul_scalar(decay)?.f_add(&gradient.f_div(&lengths(gradient)?)?)?;
+                *sum = sum.f_mul_scalar(decay)?.f_add(&self.normalised(gradient, rows)?)?;
                 sum.shallow_clone()
             }
             Memory::Adam { mean, square } => return self.adam(gradient, mean, square, step),
         };
         match self.rule {
             StepRule::Sign => Ok(followed.f_sign()?),
-            _ => Ok(followed.f_div(&lengths(&followed)?)?),
+            _ => self.normalised(&followed, rows),
         }
     }
 
@@ -201,6 +227,7 @@ impl EmbeddingAttack for Pgd {
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
         let mut current = probe.start()?;
         let mut memories = current.parts().iter().map(|(_, like)| self.memory(like)).collect::<Result<Vec<_>>>()?;
+        let (rows, share_of_row) = (current.rows()?, self.share_of_row(&current)?);
         let hidden_size = probe.model().hidden_size();
         for step in 0..self.steps {
             let gradient = probe.gradient(&current)?.gradient;
@@ -208,10 +235,13 @@ impl EmbeddingAttack for Pgd {
             let length = self.length(step, hidden_size, probe.radius());
             let mut memory = memories.iter_mut();
             let moved = current.zip(&gradient, |values, gradient| {
-                let direction = match memory.next() {
-                    Some(memory) => self.direction(gradient, memory, step)?,
+                let mut direction = match memory.next() {
+                    Some(memory) => self.direction(gradient, &rows, memory, step)?,
                     None => gradient.shallow_clone(),
                 };
+                if let Some(share) = &share_of_row {
+                    direction = direction.f_mul(share)?;
+                }
                 Ok(values.f_sub(&direction.f_mul_scalar(length)?)?)
             })?;
             current = probe.project(&moved)?;
@@ -223,11 +253,15 @@ impl EmbeddingAttack for Pgd {
         format!("{self:?}")
     }
 
+    /// Of Adam each number of a direction is taken to be 1.
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
         let total: f64 = (0..self.steps).map(|step| self.length(step, hidden_size, radius)).sum();
-        Some(match self.rule {
-            StepRule::L2 => total,
-            StepRule::Sign | StepRule::Adam { .. } => total * (hidden_size as f64).sqrt(),
-        })
+        match (self.threat.norm, self.size) {
+            (Norm::Linf, _) => Some(total),
+            _ if !self.moves_numbers() => Some(total),
+            // How far a row moves depends on how many tokens it has.
+            (Norm::RowL2, StepSize::Absolute(_)) => None,
+            (Norm::L2 | Norm::RowL2, _) => Some(total * (hidden_size as f64).sqrt()),
+        }
     }
 }

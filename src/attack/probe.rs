@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use rand_chacha::ChaCha8Rng;
 use rand_distr::Distribution;
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{draws::Draws, objective::AttackObjective, start::Start, threat::ThreatModel, warm::WarmStarts};
 use crate::{Batch, CausalLm, Error, ErrorKind, Input, Pass, Perturbation, Place, Result, tensor};
@@ -272,10 +272,4 @@ pub(crate) fn keep_lower(
     let take = Tensor::from_slice(&take).f_unsqueeze(1)?;
     let held = held.zip(candidate, |old, new| Ok(new.f_where_self(&take.f_to_device(new.device())?, old)?))?;
     Ok((best, held))
-}
-
-/// The length of each token's vector, kept as a column `[places, 1]` that is never zero.
-pub(super) fn lengths(values: &Tensor) -> Result<Tensor> {
-    let floor = if values.kind() == Kind::Double { f64::MIN_POSITIVE } else { f64::from(f32::MIN_POSITIVE) };
-    Ok(values.f_norm_scalaropt_dim(2, [1], true)?.f_clamp_min(floor)?)
 }

@@ -169,7 +169,7 @@ impl ThreatModel {
     }
 
     /// What the ball bounds, for each token `[places]`: its norm, or with [`Norm::RowL2`] its row's.
-    fn sizes(&self, values: &Tensor, rows: &Tensor) -> Result<Tensor> {
+    pub(super) fn sizes(&self, values: &Tensor, rows: &Tensor) -> Result<Tensor> {
         match self.norm {
             Norm::L2 => Ok(values.f_norm_scalaropt_dim(2, [1], false)?),
             Norm::Linf => Ok(values.f_abs()?.f_amax([1].as_slice(), false)?),
