@@ -345,3 +345,28 @@ impl TrainableLm for Decoder {
         Ok(hex(&hash.finalize()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    /// sqrt(2048) is 45.2548 and sqrt(3072) is 55.4256; bfloat16 has 45.25 and 55.5.
+    #[test]
+    fn gemmas_factor_is_rounded_before_it_multiplies() {
+        for (hidden, factor) in [(2048, 45.25), (3072, 55.5)] {
+            let json = json!({
+                "model_type": "gemma", "vocab_size": 2, "hidden_size": hidden, "intermediate_size": 1,
+                "num_hidden_layers": 1, "num_attention_heads": 1, "num_key_value_heads": 1, "head_dim": 2
+            });
+            let model = Decoder::random(json, 0.1, 0, Kind::BFloat16, Device::Cpu).unwrap();
+            // Every bfloat16 from 1 to 2; products of two of them are exact in float32.
+            let x = Tensor::arange(128, (Kind::Float, Device::Cpu)) / 128.0 + 1.0;
+            let times = |factor: f64| (&x * factor).to_kind(Kind::BFloat16);
+            let found = model.enter(&x).unwrap();
+            assert!(found.equal(&times(factor)), "{hidden}");
+            assert!(!found.equal(&times((hidden as f64).sqrt())), "{hidden}: rounding makes no difference");
+        }
+    }
+}

@@ -45,3 +45,41 @@ impl RmsNorm {
         Ok(Self { name: self.name.clone(), weight: self.weight.f_detach()?, ..*self })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rounds to the nearest bfloat16, ties to even: the upper half of a float32.
+    fn bf16(x: f32) -> f32 {
+        let bits = x.to_bits();
+        f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
+    }
+
+    fn found(kind: NormKind, weight: &[f32], x: &[f32]) -> Vec<f32> {
+        let narrow = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::BFloat16);
+        let norm = RmsNorm { name: "norm".into(), weight: narrow(weight), kind, epsilon: 1e-6 };
+        let y = norm.forward(&narrow(x)).unwrap();
+        assert_eq!(y.kind(), Kind::BFloat16);
+        Vec::try_from(y.to_kind(Kind::Float)).unwrap()
+    }
+
+    /// Where the casts are tells Llama's norm from Gemma's; each order must give other numbers somewhere, or this says nothing.
+    #[test]
+    fn the_cast_comes_where_the_family_has_it() {
+        let x: Vec<f32> = (0..64).map(|i| bf16((i as f32 * 1.7).sin() * 3.0)).collect();
+        let weight: Vec<f32> = (0..64).map(|i| bf16(0.4 + (i as f32 * 0.9).cos() * 0.3)).collect();
+        let mean = x.iter().map(|x| x * x).sum::<f32>() / x.len() as f32;
+        let root = 1.0 / (mean + 1e-6).sqrt();
+        let expected = |order: fn(f32, f32) -> f32| -> Vec<f32> {
+            x.iter().zip(&weight).map(|(x, w)| order(x * root, *w)).collect()
+        };
+        let plain = expected(|x, w| bf16(bf16(x) * w));
+        assert_eq!(found(NormKind::Plain, &weight, &x), plain);
+        assert_ne!(plain, expected(|x, w| bf16(x * w)));
+        let unit_offset = expected(|x, w| bf16(x * (1.0 + w)));
+        assert_eq!(found(NormKind::UnitOffset, &weight, &x), unit_offset);
+        assert_ne!(unit_offset, expected(|x, w| bf16(bf16(x) * (1.0 + w))));
+        assert_ne!(unit_offset, expected(|x, w| bf16(x * bf16(1.0 + w))));
+    }
+}

@@ -119,3 +119,27 @@ impl Rotation {
         Ok(Tensor::f_cat(&[&turned, &x.f_narrow(2, rotary, rest)?], 2)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// bfloat16 counts in steps of 2 from 256 on; an angle computed in it would be that of 256 at 257.
+    #[test]
+    fn angles_are_exact_where_bfloat16_cannot_count() {
+        let rope = Rope::new(&RopeConfig { theta: 10_000.0, rotary_dim: 8, scaling: RopeScaling::None });
+        let positions = [256, 257, 100_001];
+        let rotation = rope.rotation(&positions, &[100_002; 3], Kind::BFloat16, Device::Cpu).unwrap();
+        for (of, numbers) in [(f64::cos as fn(f64) -> f64, &rotation.cos), (f64::sin, &rotation.sin)] {
+            assert_eq!((numbers.kind(), numbers.size()), (Kind::BFloat16, vec![3, 1, 8]));
+            for (row, position) in positions.iter().enumerate() {
+                for i in 0..8 {
+                    let exact = of(*position as f64 / 10_000f64.powf((i % 4) as f64 / 4.0));
+                    let found = numbers.double_value(&[row as i64, 0, i]);
+                    // Half a unit in the last of bfloat16's eight places.
+                    assert!((found - exact).abs() <= exact.abs() / 256.0, "{position}, {i}: {found}, not {exact}");
+                }
+            }
+        }
+    }
+}

@@ -9,11 +9,12 @@ use advtrain::{
 };
 
 /// The folders of tests/fixtures/models.
-pub const MODELS: [&str; 12] = [
+pub const MODELS: [&str; 13] = [
     "gemma-mqa",
     "gemma-mha",
     "phi3",
     "phi3-longrope",
+    "phi3-partial",
     "mistral",
     "mistral-nowindow",
     "mistral-sharded",
