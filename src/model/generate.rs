@@ -37,7 +37,8 @@ pub struct Generation {
 pub struct Sampling {
     /// Logits are divided by this; above 0.
     pub temperature: f64,
-    /// Only the likeliest tokens whose probabilities add up to this are drawn; in (0, 1].
+    /// Only the likeliest tokens whose probabilities add up to this are drawn; in (0, 1]. With `top_k`, the probabilities
+    /// are those among the tokens that it leaves.
     pub top_p: f64,
     /// Only so many of the likeliest tokens are drawn; 0: all.
     pub top_k: usize,
@@ -66,6 +67,9 @@ impl Generation {
         if self.max_new_tokens == 0 {
             return Err(Error::setting("generation.max_new_tokens", 0, "at least 1"));
         }
+        if let Some(id) = self.end_ids.iter().find(|id| **id < 0) {
+            return Err(Error::setting("generation.end_ids", id, "at least 0"));
+        }
         let Some(sampling) = &self.sampling else { return Ok(()) };
         if !(sampling.temperature > 0.0 && sampling.temperature.is_finite()) {
             return Err(Error::setting("generation.sampling.temperature", sampling.temperature, "above 0"));
@@ -86,8 +90,15 @@ struct Rows<'a> {
 }
 
 impl<'a> Rows<'a> {
-    fn new(prompts: &Batch, settings: &'a Generation) -> Result<Self> {
+    fn new(prompts: &Batch, vocabulary: i64, settings: &'a Generation) -> Result<Self> {
         settings.validate()?;
+        if let Some(id) = settings.end_ids.iter().find(|id| **id >= vocabulary) {
+            return Err(Error::setting(
+                "generation.end_ids",
+                id,
+                format!("below the model's vocabulary, {vocabulary}"),
+            ));
+        }
         if let Some(example) = prompts.examples().iter().find(|example| !example.continuations().is_empty()) {
             return Err(Error::example(example.id(), "has a continuation; only prompts can be continued"));
         }
@@ -136,9 +147,10 @@ impl<'a> Rows<'a> {
 /// The place drawn by `uniform` in [0, 1) among probabilities sorted downwards.
 fn draw_sorted(probabilities: &[f64], sampling: &Sampling, uniform: f64) -> usize {
     let most = if sampling.top_k == 0 { probabilities.len() } else { sampling.top_k.min(probabilities.len()) };
+    let enough = sampling.top_p * probabilities[..most].iter().sum::<f64>();
     let mut kept = 0;
     let mut mass = 0.0;
-    while kept < most && (kept == 0 || mass < sampling.top_p) {
+    while kept < most && (kept == 0 || mass < enough) {
         mass += probabilities[kept];
         kept += 1;
     }
@@ -166,7 +178,7 @@ pub(super) fn without_cache<M: CausalLm + ?Sized>(
     settings: &Generation,
 ) -> Result<Vec<Vec<i64>>> {
     let _guard = tch::no_grad_guard();
-    let mut rows = Rows::new(prompts, settings)?;
+    let mut rows = Rows::new(prompts, model.vocabulary(), settings)?;
     while !rows.active.is_empty() {
         let texts = prompts.examples().iter().zip(&rows.said).map(|(example, said)| longer(example, said));
         let texts = Batch::new(texts.collect::<Result<_>>()?, prompts.device())?;
@@ -195,7 +207,7 @@ pub(super) fn with_cache(
     settings: &Generation,
 ) -> Result<Vec<Vec<i64>>> {
     let _guard = tch::no_grad_guard();
-    let mut rows = Rows::new(prompts, settings)?;
+    let mut rows = Rows::new(prompts, model.vocabulary(), settings)?;
     let capacity = prompts.layout().longest_row() + settings.max_new_tokens;
     let read = |texts: &Batch, perturbation: Option<&Perturbation>| -> Result<(KvCache, Tensor)> {
         let mut cache = model.new_cache(texts.rows(), capacity)?;
@@ -241,7 +253,12 @@ mod tests {
         );
         let nucleus = Sampling { top_p: 0.7, ..Sampling::default() };
         assert_eq!([0.0, 0.62, 0.63, 0.99].map(|u| draw_sorted(&probabilities, &nucleus, u)), [0, 0, 1, 1]);
-        let two = Sampling { top_k: 1, ..Sampling::default() };
-        assert_eq!(draw_sorted(&probabilities, &two, 0.999), 0);
+        let one = Sampling { top_k: 1, ..Sampling::default() };
+        assert_eq!(draw_sorted(&probabilities, &one, 0.999), 0);
+        // Of two tokens the first has 0.5 / 0.8 = 0.625: enough for 0.6, not for 0.65.
+        for (top_p, expected) in [(0.6, 0), (0.65, 1)] {
+            let both = Sampling { top_k: 2, top_p, ..Sampling::default() };
+            assert_eq!(draw_sorted(&probabilities, &both, 0.999), expected, "{top_p}");
+        }
     }
 }
