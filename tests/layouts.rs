@@ -172,7 +172,7 @@ fn the_order_of_rows_and_their_company_change_nothing() {
 }
 
 #[test]
-fn padding_on_either_side_changes_nothing() {
+fn a_batch_padded_on_either_side_is_packed_into_the_same_numbers() {
     everywhere(|what, model, examples, tolerance| {
         let examples: Vec<Example> = examples.iter().map(|example| example.keep(&[Safe])).collect();
         let expected = evaluate(model, &examples);
@@ -214,4 +214,22 @@ fn a_row_across_the_switch_of_longrope_is_read_as_its_longest_text() {
     assert_close("prompt", &shared.prompt.hidden, &long.prompt.hidden, 1e-12);
     assert_continuations("long", &shared, &long, 1e-12);
     assert!(common::distance(&shared.prompt.hidden, &short.prompt.hidden) > 1e-3);
+}
+
+#[test]
+fn ids_outside_the_vocabulary_are_named() {
+    let model = load("llama", Kind::Float);
+    let tokens = |ids: &[i64], kind| Tokens::of_kind(ids.to_vec(), kind);
+    for (prompt, answer, wrong) in
+        [([3, 96], [4, 5], 96), ([3, 95], [4, -1], -1), ([3, 4], [4_294_967_297, 5], 4_294_967_297_i64)]
+    {
+        let answer = Continuation { kind: Safe, tokens: tokens(&answer, TokenKind::Target) };
+        let wrong_one = Example::new("wrong", tokens(&prompt, TokenKind::User), vec![answer]).unwrap();
+        let batch = Batch::new(vec![example(1, 5, &[(Safe, 2)]), wrong_one], Device::Cpu).unwrap();
+        let error = Input::of_batch(&model, &batch, None, Pass::default()).unwrap_err().to_string();
+        assert_eq!(error, format!("example wrong: token id {wrong}: the model's vocabulary has ids from 0 to 95"));
+    }
+    let edges = Example::new("edges", tokens(&[0, 95], TokenKind::User), Vec::new()).unwrap();
+    let batch = Batch::new(vec![edges], Device::Cpu).unwrap();
+    Input::of_batch(&model, &batch, None, Pass::default()).unwrap();
 }

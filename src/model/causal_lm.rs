@@ -11,8 +11,8 @@ use crate::{Batch, Error, Layout, Result};
 
 /// A causal language model that reads embeddings.
 ///
-/// Object safe, and bound by neither `Send` nor `Sync`: attacks and losses take `&dyn CausalLm`. Four methods and three
-/// facts are required; everything else is built on them, and a model overrides it only to be faster.
+/// Object safe, and bound by neither `Send` nor `Sync`: attacks and losses take `&dyn CausalLm`. Five methods are
+/// required; everything else is built on them, and a model overrides it only to be faster.
 ///
 /// # Example
 ///
@@ -136,8 +136,11 @@ pub trait CausalLm {
 
     /// Un-scaled embeddings `[tokens, hidden]` of ids `[tokens]`, in [`CausalLm::master_kind`].
     ///
+    /// Ids on a GPU must be rows of the table, as those of a batch are where [`Input::of_batch`] has checked them: CUDA
+    /// answers others with an assertion that ends the device's use in this process.
+    ///
     /// # Errors
-    /// If an id is outside the table.
+    /// If an id on the CPU is outside the table.
     fn embed(&self, ids: &Tensor) -> Result<Tensor> {
         Ok(Tensor::f_embedding(self.embedding(), ids, -1, false, false)?.f_to_kind(self.master_kind())?)
     }
@@ -229,13 +232,15 @@ impl<'a> Input<'a> {
     /// The tokens of a batch, with a perturbation added where there is one.
     ///
     /// # Errors
-    /// If the perturbation names tokens that the batch lacks or blocks that the model lacks, or libtorch fails.
+    /// If the batch has a token id that the model's vocabulary lacks, the perturbation names tokens that the batch lacks or
+    /// blocks that the model lacks, or libtorch fails.
     pub fn of_batch<M: CausalLm + ?Sized>(
         model: &M,
         batch: &'a Batch,
         perturbation: Option<&Perturbation>,
         pass: Pass<'a>,
     ) -> Result<Self> {
+        check_ids(batch, model.vocabulary())?;
         let mut input = Self::of_embeddings(model.embed(batch.ids())?, batch.layout(), pass)?;
         if let Some(perturbation) = perturbation {
             perturbation.add_to(model, &mut input)?;
@@ -282,6 +287,18 @@ impl<'a> Input<'a> {
     pub(super) fn push(&mut self, addition: Addition) {
         self.additions.push(addition);
     }
+}
+
+/// Looks at the examples' own ids, which are in the host's memory, and so waits for no device.
+fn check_ids(batch: &Batch, vocabulary: i64) -> Result<()> {
+    for example in batch.examples() {
+        let continuations = example.continuations().iter().flat_map(|continuation| continuation.tokens.ids());
+        if let Some(id) = example.prompt().ids().iter().chain(continuations).find(|id| !(0..vocabulary).contains(*id)) {
+            let message = format!("token id {id}: the model's vocabulary has ids from 0 to {}", vocabulary - 1);
+            return Err(Error::example(example.id(), message));
+        }
+    }
+    Ok(())
 }
 
 /// What a model gives back.
