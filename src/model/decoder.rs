@@ -1,6 +1,9 @@
 //! One decoder for all families.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Once,
+};
 
 use serde_json::Value;
 use sha2::{Digest, Sha256};
@@ -188,6 +191,7 @@ impl Decoder {
         let layout = input.layout();
         let read = cache.as_ref().map_or(vec![0; layout.rows().len()], |cache| cache.lengths().to_vec());
         let (positions, lengths) = positions(layout, &read);
+        warn_beyond(lengths.iter().copied().max().unwrap_or(0), self.config.max_positions);
         let device = self.device();
         let rotation = self.rope.rotation(&positions, &lengths, self.kind, device)?;
         let plan = match &cache {
@@ -236,6 +240,16 @@ impl Decoder {
     pub(super) fn hidden_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Hidden> {
         let _guard = tch::no_grad_guard();
         self.run(input, Some(cache))
+    }
+}
+
+/// Says in the log, once per process, that a text is longer than the model was made for.
+fn warn_beyond(longest: usize, max_positions: usize) {
+    static ONCE: Once = Once::new();
+    if longest > max_positions {
+        ONCE.call_once(|| {
+            tracing::warn!(tokens = longest, max_positions, "a text is longer than the model was made for");
+        });
     }
 }
 
@@ -348,9 +362,33 @@ impl TrainableLm for Decoder {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use serde_json::json;
 
     use super::*;
+    use crate::Pass;
+
+    #[test]
+    fn a_text_beyond_the_models_positions_is_said_once() {
+        let json = json!({
+            "model_type": "llama", "vocab_size": 5, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+            "num_attention_heads": 1, "max_position_embeddings": 6
+        });
+        let model = Decoder::random(json, 0.1, 0, Kind::Float, Device::Cpu).unwrap();
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        let warnings = |lengths: &[usize]| {
+            let layout = Layout::of_lengths(lengths);
+            let embeddings = Tensor::zeros([layout.tokens() as i64, 4], (Kind::Float, Device::Cpu));
+            model.hidden(&Input::of_embeddings(embeddings, &layout, Pass::default()).unwrap()).unwrap();
+            files::read_text(log.path()).unwrap().matches("tokens=7 max_positions=6").count()
+        };
+        tracing::subscriber::with_default(subscriber, || {
+            assert_eq!([warnings(&[6, 6]), warnings(&[2, 7]), warnings(&[7])], [0, 1, 1]);
+        });
+    }
 
     /// sqrt(2048) is 45.2548 and sqrt(3072) is 55.4256; bfloat16 has 45.25 and 55.5.
     #[test]
