@@ -176,27 +176,35 @@ fn shuffle<T>(items: &mut [T], generator: &mut ChaCha8Rng) {
     }
 }
 
-/// Splits rows into training and validation by a name of theirs, and returns the indices of each. A name goes to the same
-/// side whatever other rows there are, so that rows of one group (a behaviour's targets) stay together.
+/// Whether the rows of this name are held out of training. It depends on the name, the share and the seed alone, so that a
+/// file larger than the memory can be split while it is read; and a name that is held out for one share is so for a larger
+/// one.
 ///
 /// # Errors
 /// If the share is not between 0 and 1.
+pub fn is_held_out(name: &str, validation_share: f64, seed: u64) -> Result<bool> {
+    if !(0.0..=1.0).contains(&validation_share) {
+        return Err(Error::setting("validation_share", validation_share, "between 0 and 1"));
+    }
+    Ok(share_of(seed, "held out", name) < validation_share)
+}
+
+/// Splits rows into training and validation by a name of theirs, and returns the indices of each. [`is_held_out`] decides,
+/// so rows of one group (a behaviour's targets) stay together whatever other rows there are.
+///
+/// # Errors
+/// As [`is_held_out`].
 pub fn split_by_name<N: AsRef<str>>(
     names: impl IntoIterator<Item = N>,
     validation_share: f64,
     seed: u64,
 ) -> Result<(Vec<usize>, Vec<usize>)> {
-    if !(0.0..=1.0).contains(&validation_share) {
-        return Err(Error::setting("validation_share", validation_share, "between 0 and 1"));
+    let (mut training, mut validation) = (Vec::new(), Vec::new());
+    for (index, name) in names.into_iter().enumerate() {
+        let side = if is_held_out(name.as_ref(), validation_share, seed)? { &mut validation } else { &mut training };
+        side.push(index);
     }
-    let held_out = |name: &str| share_of(seed, "held out", name) < validation_share;
-    let (validation, training): (Vec<_>, Vec<_>) = names
-        .into_iter()
-        .enumerate()
-        .map(|(index, name)| (index, held_out(name.as_ref())))
-        .partition(|(_, held)| *held);
-    let indices = |rows: Vec<(usize, bool)>| rows.into_iter().map(|(index, _)| index).collect();
-    Ok((indices(training), indices(validation)))
+    Ok((training, validation))
 }
 
 #[cfg(test)]

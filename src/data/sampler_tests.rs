@@ -138,6 +138,20 @@ fn a_split_is_stable_by_name() {
     assert!(split_by_name(&names, 1.1, 1).is_err());
 }
 
+/// The numbers that belong to these names were computed with Python's hashlib from the same bytes.
+#[test]
+fn a_name_decides_alone() {
+    let held_out = |name, share| is_held_out(name, share, 5).unwrap();
+    assert!(!held_out("boil_echo_syrup", 0.7711) && held_out("boil_echo_syrup", 0.7712));
+    assert!(!held_out("chats:3", 0.3115) && held_out("chats:3", 0.3116));
+    assert!(!held_out("é", 0.3056) && held_out("é", 0.3057));
+    assert!(!held_out("a", 0.0) && held_out("a", 1.0));
+    for share in [-0.1, 1.1, f64::NAN] {
+        let message = is_held_out("a", share, 5).unwrap_err().to_string();
+        assert_eq!(message, format!("validation_share = {share}: must be between 0 and 1"));
+    }
+}
+
 #[test]
 fn a_shuffle_keeps_all_items_and_depends_on_its_names() {
     let order = |seed, purpose, counter| {
