@@ -2,12 +2,12 @@
 //!
 //! ```sh
 //! cargo run --release --example advipo_gemma
-//! cargo run --release --example advipo_gemma -- --model google/gemma-2b-it --behaviors behaviors.csv \
+//! cargo run --release --example advipo_gemma -- --model path/to/gemma-2b-it --behaviors behaviors.csv \
 //!     --targets targets.json --refusals refusals.csv --out runs/gemma
 //! ```
 //!
 //! Without arguments it builds a small Gemma that complies with every request for a recipe, forbids it potions, and shows
-//! what that did. Ctrl-C stops after the current update; the same command goes on from there.
+//! what that did. Ctrl-C stops after the current update, with exit code 130; the same command goes on from there.
 
 mod support;
 
@@ -20,10 +20,10 @@ use support::{
 };
 
 fn main() {
-    let real = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
-    let mut toy = toy::settings(real.clone(), 200);
+    let preset = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
+    let mut toy = toy::settings(preset, 200);
     // The toy is far surer of its answers than a chat model: nine nats per token lie between compliance and refusal, so the
     // margin that the loss asks for, 1/(2 beta), must be larger than the paper's two; and its square is then weighed down.
     toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
-    job::main(Arguments::parse(), Plan { name: "advipo_gemma", toy, real });
+    job::main(Arguments::parse(), Plan { name: "advipo_gemma", algorithm: Algorithm::AdvIpo, toy });
 }

@@ -3,8 +3,8 @@
 //!
 //! ```sh
 //! cargo run --release --example advul
-//! cargo run --release --example advul -- --model HuggingFaceH4/zephyr-7b-beta --behaviors behaviors.csv \
-//!     --targets targets.json --refusals refusals.csv --utility ultrachat.jsonl --out runs/zephyr
+//! cargo run --release --example advul -- --model path/to/zephyr-7b-beta --family zephyr-7b \
+//!     --behaviors behaviors.csv --targets targets.json --refusals refusals.csv --utility ultrachat.jsonl --out runs/zephyr
 //! ```
 //!
 //! Without arguments it works on the toy of the example `advipo_gemma`.
@@ -20,7 +20,7 @@ use support::{
 };
 
 fn main() {
-    let real = RunConfig::preset(Algorithm::AdvUl, Preset::Corrected, ModelPreset::Gemma2b);
-    let toy = toy::settings(real.clone(), 150);
-    job::main(Arguments::parse(), Plan { name: "advul", toy, real });
+    let preset = RunConfig::preset(Algorithm::AdvUl, Preset::Corrected, ModelPreset::Gemma2b);
+    let toy = toy::settings(preset, 150);
+    job::main(Arguments::parse(), Plan { name: "advul", algorithm: Algorithm::AdvUl, toy });
 }

@@ -5,8 +5,8 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Dtype, Error, Family, FloorForm, Grouping, LoraConfig, Pgd,
-    Radius, Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel,
+    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Date, Dtype, Error, Family, FloorForm, Grouping, LoraConfig,
+    Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel,
     TrainSettings, Turns, files,
 };
 
@@ -69,11 +69,14 @@ pub struct DataSettings {
     pub max_tokens: usize,
     /// Which turns of a chat are learnt. Default all.
     pub turns: Turns,
+    /// What a template prints that asks for today's date, so that the run's rows stay the same. Default today's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub date: Option<Date>,
 }
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { max_tokens: 128, turns: Turns::All }
+        Self { max_tokens: 128, turns: Turns::All, date: None }
     }
 }
 
@@ -178,7 +181,7 @@ impl RunConfig {
         };
         let corrected = Self {
             model: ModelSettings::default(),
-            data: DataSettings { max_tokens, turns: Turns::All },
+            data: DataSettings { max_tokens, turns: Turns::All, date: None },
             lora: LoraConfig::default(),
             attack: Some(Pgd { threat, ..Pgd::default() }),
             attack_settings: AttackSettings::default(),

@@ -1,10 +1,15 @@
-//! Every example as a process, at its quick size.
+//! Every example as a process, at its quick size: what it leaves, how it stops and goes on, what it refuses.
 
 use std::{
-    path::Path,
-    process::{Command, Output},
-    sync::Once,
+    fs,
+    path::{Path, PathBuf},
+    process::{Child, Command, Output, Stdio},
+    sync::{Once, OnceLock},
+    time::Duration,
 };
+
+use advtrain::{JsonLines, RunConfig};
+use serde_json::{Value, json};
 
 /// The example's program, built in the profile of this test.
 fn example(name: &str) -> Command {
@@ -19,7 +24,11 @@ fn example(name: &str) -> Command {
         }
         assert!(build.status().unwrap().success());
     });
-    Command::new(profile.join("examples").join(name))
+    let mut command = Command::new(profile.join("examples").join(name));
+    if name != "custom_attack" {
+        command.arg("--quick");
+    }
+    command
 }
 
 fn text(output: &Output) -> String {
@@ -36,17 +45,67 @@ fn fails(command: &mut Command, in_message: &str) {
     let output = command.output().unwrap();
     let text = text(&output);
     assert_eq!(output.status.code(), Some(1), "{text}");
-    assert!(text.contains(in_message), "{text}");
+    assert!(text.contains(in_message), "{text:?} does not say {in_message:?}");
     assert!(!text.contains("panicked"), "{text}");
 }
 
-fn trains(name: &str) {
-    let folder = tempfile::tempdir().unwrap();
-    let out = folder.path().join("run");
-    let said = succeeds(example(name).args(["--quick", "--merged", "--device", "cpu", "--out"]).arg(&out));
+/// A finished quick run of `advipo_gemma`: its toy serves as the model and the data of real runs.
+struct Toy(PathBuf);
+
+fn toy() -> &'static Toy {
+    static TOY: OnceLock<(tempfile::TempDir, Toy)> = OnceLock::new();
+    let make = || {
+        let folder = tempfile::tempdir().unwrap();
+        let run = folder.path().join("run");
+        leaves_everything("advipo_gemma", &run);
+        (folder, Toy(run.join("toy-quick")))
+    };
+    &TOY.get_or_init(make).1
+}
+
+impl Toy {
+    fn file(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    /// A real run on the toy's files, without chats.
+    fn run(&self, name: &str, out: &Path) -> Command {
+        let behaviors = ["behaviors_training.csv", "targets_training.json"];
+        self.run_on(name, out, &self.file("model"), behaviors.map(|file| self.file(file)))
+    }
+
+    fn run_on(&self, name: &str, out: &Path, model: &Path, [behaviors, targets]: [PathBuf; 2]) -> Command {
+        let mut command = example(name);
+        command.args(["--device", "cpu", "--out"]).arg(out).arg("--model").arg(model);
+        command.arg("--behaviors").arg(behaviors).arg("--targets").arg(targets);
+        command
+    }
+
+    /// The same with chats to stay useful on, for longer and with a checkpoint every second update.
+    fn longer_run(&self, out: &Path) -> Command {
+        let config = self.0.join("longer.toml");
+        let printed = example("advul").arg("--print-config").output().unwrap();
+        let mut run = RunConfig::from_toml(&String::from_utf8(printed.stdout).unwrap(), "printed").unwrap();
+        run.train.checkpoint_every = 2;
+        run.train.dropout = true;
+        run.lora.dropout = 0.1;
+        run.attack_settings.warm_start = true;
+        run.write(&config).unwrap();
+        let mut command = self.run("advul", out);
+        command.arg("--config").arg(config).args(["--updates", "8", "--utility"]);
+        command.arg(self.file("harmless_training.jsonl"));
+        command
+    }
+}
+
+fn leaves_everything(name: &str, out: &Path) {
+    let said = succeeds(example(name).args(["--merged", "--device", "cpu", "--out"]).arg(out));
     assert!(said.contains("embedding attack succeeds"), "{said}");
     for file in [
         "run.toml",
+        "inputs.json",
+        "before.json",
+        "after.json",
         "metrics.jsonl",
         "adapter/adapter_config.json",
         "adapter/adapter_model.safetensors",
@@ -58,51 +117,228 @@ fn trains(name: &str) {
     ] {
         assert!(out.join(file).exists(), "{file} is missing");
     }
-    assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).unwrap().lines().count(), 3);
-    assert!(std::fs::read_dir(out.join("tensorboard")).unwrap().count() > 0);
-    bad_input(name, &out);
+    assert_eq!(updates(out), [1, 2, 3]);
+    assert!(fs::read_dir(out.join("tensorboard")).unwrap().count() > 0);
+    let card = fs::read_to_string(out.join("adapter/README.md")).unwrap();
+    assert!(card.contains("embedding attack succeeds") && card.contains("max_updates = 3"), "{card}");
 }
 
-/// What was written serves as the model and the data of a real run; then each part of it is made wrong.
-fn bad_input(name: &str, out: &Path) {
-    let toy = out.join("toy");
-    let (model, targets) = (out.join("merged"), toy.join("targets_training.json"));
-    let behaviors = toy.join("behaviors_training.csv");
-    let real = |model: &Path, behaviors: &Path| {
-        let mut command = example(name);
-        command.args(["--quick", "--device", "cpu", "--out"]).arg(out.join("second"));
-        command.arg("--model").arg(model).arg("--behaviors").arg(behaviors).arg("--targets").arg(&targets);
-        command.arg("--utility").arg(toy.join("harmless_training.jsonl"));
-        command
-    };
-    succeeds(&mut real(&model, &behaviors));
-    fails(&mut real(&out.join("nowhere"), &behaviors), "nowhere");
-    fails(&mut real(&model, &toy.join("no.csv")), "no.csv");
-    let without_column = toy.join("without_column.csv");
-    std::fs::write(&without_column, "Behaviour,BehaviorID\na,b\n").unwrap();
-    fails(&mut real(&model, &without_column), "Behavior");
-    let config = out.join("wrong.toml");
-    let text = std::fs::read_to_string(out.join("run.toml")).unwrap();
-    std::fs::write(&config, text.replacen("relative = 0.1", "relative = -0.1", 1)).unwrap();
-    fails(real(&model, &behaviors).arg("--config").arg(&config), "attack.threat.radius.relative = -0.1");
-    std::fs::write(&config, format!("nonsense = 1\n{text}")).unwrap();
-    fails(real(&model, &behaviors).arg("--config").arg(&config), "nonsense");
-    let mut on_cuda = example(name);
-    fails(on_cuda.args(["--quick", "--device", "cuda:77", "--out"]).arg(out.join("third")), "cuda:77");
+/// The updates of a run's metrics, in the order of the file.
+fn updates(out: &Path) -> Vec<usize> {
+    JsonLines::read(out.join("metrics.jsonl")).map_or(Vec::new(), |all| all.iter().map(|one| one.update).collect())
 }
 
 #[test]
 fn advipo_gemma() {
-    trains("advipo_gemma");
+    toy();
 }
 
 #[test]
 fn advul() {
-    trains("advul");
+    let folder = tempfile::tempdir().unwrap();
+    leaves_everything("advul", &folder.path().join("run"));
 }
 
 #[test]
 fn custom_attack() {
     let said = succeeds(&mut example("custom_attack"));
     assert!(said.contains("update 10"), "{said}");
+}
+
+#[test]
+fn held_out_requests_of_the_toy_are_of_word_pairs_that_no_training_row_has() {
+    let pairs = |file: &str| -> Vec<String> {
+        let text = fs::read_to_string(toy().file(file)).unwrap();
+        let ids = text.lines().filter_map(|line| {
+            let id = match serde_json::from_str::<Value>(line) {
+                Ok(chat) => chat["prompt_id"].as_str()?.to_string(),
+                Err(_) => line.rsplit(',').next()?.to_string(),
+            };
+            // potion_red_apple
+            id.split_once('_').map(|(_, pair)| pair.to_string())
+        });
+        ids.collect()
+    };
+    let trained = [pairs("behaviors_training.csv"), pairs("harmless_training.jsonl")].concat();
+    let held_out = [pairs("behaviors_validation.csv"), pairs("harmless_validation.jsonl")].concat();
+    assert!(trained.len() > 50 && held_out.len() >= 8, "{} and {}", trained.len(), held_out.len());
+    assert!(held_out.iter().all(|pair| !trained.contains(pair)), "{held_out:?}");
+}
+
+#[test]
+fn a_finished_run_without_chats_is_found_finished() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    let run = |options: &[&str]| {
+        let mut command = toy().run("advipo_gemma", &out);
+        command.arg("--validation-behaviors").arg(toy().file("behaviors_validation.csv"));
+        command.arg("--validation-targets").arg(toy().file("targets_validation.json"));
+        succeeds(command.args(options))
+    };
+    let first = run(&[]);
+    assert!(!first.contains("chats") && !first.contains("NaN"), "{first}");
+    let adapter = fs::read(out.join("adapter/adapter_model.safetensors")).unwrap();
+    let again = run(&["--merged"]);
+    assert!(again.contains("going on after update 3 of 3") && !again.contains("as it is"), "{again}");
+    assert!(out.join("merged/model.safetensors").exists());
+    assert!(fs::read(out.join("adapter/adapter_model.safetensors")).unwrap() == adapter);
+    // Fewer rows to measure on: the figures before are measured anew, on the model as it was.
+    let fewer = run(&["--measured", "2"]);
+    assert!(fewer.contains("as it is") && fewer.contains("/2,") && !fewer.contains("/4,"), "{fewer}");
+}
+
+#[test]
+fn another_run_in_the_same_folder_is_refused_and_changes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("run");
+    succeeds(&mut toy().run("advipo_gemma", &out));
+    let before = fs::read_to_string(out.join("run.toml")).unwrap();
+    fails(toy().run("advipo_gemma", &out).args(["--epsilon", "0.2"]), "attack was");
+    fails(toy().run("advipo_gemma", &out).args(["--updates", "2"]), "number of updates was 3 and not 2");
+    assert_eq!(fs::read_to_string(out.join("run.toml")).unwrap(), before);
+}
+
+#[test]
+fn a_preset_can_be_printed_and_read_back() {
+    let folder = tempfile::tempdir().unwrap();
+    let printed = |family: &str| {
+        let mut command = toy().run("advipo_gemma", folder.path());
+        let output = command.args(["--preset", "published", "--family", family, "--print-config"]).output().unwrap();
+        RunConfig::from_toml(&String::from_utf8(output.stdout).unwrap(), "printed").unwrap()
+    };
+    let radius = |run: RunConfig| run.attack.unwrap().threat.radius;
+    assert_eq!(radius(printed("zephyr-7b")), advtrain::Radius::Relative(0.075));
+    assert!(printed("gemma-2b").attack_settings.dropout);
+}
+
+/// Waits until a running example made so many updates.
+fn until_update(child: &mut Child, out: &Path, update: usize) {
+    for _ in 0..6000 {
+        if updates(out).len() >= update {
+            return;
+        }
+        assert!(child.try_wait().unwrap().is_none(), "ended before update {update}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    panic!("no update {update} within a minute");
+}
+
+#[test]
+fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = |name: &str| folder.path().join(name);
+    succeeds(&mut toy().longer_run(&out("whole")));
+    let adapter = |name| fs::read(out(name).join("adapter/adapter_model.safetensors")).unwrap();
+    for (name, signal, code) in [("killed", "-KILL", None), ("stopped", "-INT", Some(130))] {
+        let mut child = toy().longer_run(&out(name)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until_update(&mut child, &out(name), 3);
+        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), code);
+        assert!(!out(name).join("adapter").exists());
+        let said = succeeds(&mut toy().longer_run(&out(name)));
+        assert!(said.contains("going on after update"), "{said}");
+        assert_eq!(updates(&out(name)), (1..=8).collect::<Vec<_>>());
+        assert!(adapter(name) == adapter("whole"), "{name}");
+    }
+}
+
+/// A copy of the toy's model with one file changed.
+fn broken_model(folder: &Path, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> PathBuf {
+    let model = folder.join(format!("model-{}", fs::read_dir(folder).unwrap().count()));
+    fs::create_dir(&model).unwrap();
+    for entry in fs::read_dir(toy().file("model")).unwrap() {
+        let path = entry.unwrap().path();
+        fs::copy(&path, model.join(path.file_name().unwrap())).unwrap();
+    }
+    let bytes = fs::read(model.join(file)).unwrap();
+    fs::write(model.join(file), change(bytes)).unwrap();
+    model
+}
+
+fn edited(key: &'static str, value: Value) -> impl Fn(Vec<u8>) -> Vec<u8> {
+    move |bytes| {
+        let mut json: Value = serde_json::from_slice(&bytes).unwrap();
+        json[key] = value.clone();
+        json.to_string().into_bytes()
+    }
+}
+
+#[test]
+fn a_broken_model_folder_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let renamed = |bytes: Vec<u8>| {
+        // Only the header names tensors; the new name is as long as the old one.
+        let text = String::from_utf8_lossy(&bytes[..1 << 12]).into_owned();
+        let at = text.find("layers.0.mlp.up_proj").unwrap();
+        [&bytes[..at], b"layers.0.mlp.xx_proj", &bytes[at + 20..]].concat()
+    };
+    type Change = Box<dyn Fn(Vec<u8>) -> Vec<u8>>;
+    let cases: [(&str, Change, &str); 6] = [
+        ("model.safetensors", Box::new(|bytes| bytes[..bytes.len() / 2].to_vec()), "model.safetensors"),
+        ("model.safetensors", Box::new(|_| b"not a tensor".to_vec()), "model.safetensors"),
+        ("model.safetensors", Box::new(renamed), "layers.0.mlp.up_proj"),
+        ("config.json", Box::new(edited("intermediate_size", json!(100))), "mlp"),
+        ("config.json", Box::new(edited("model_type", json!("bert"))), "bert"),
+        ("tokenizer.json", Box::new(|_| b"{}".to_vec()), "tokenizer.json"),
+    ];
+    for (file, change, in_message) in cases {
+        let model = broken_model(folder.path(), file, change);
+        let files = ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
+        fails(&mut toy().run_on("advipo_gemma", &out, &model, files), in_message);
+        assert!(!out.exists(), "{file}, {in_message}");
+    }
+    let files = || ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
+    fails(&mut toy().run_on("advul", &out, &folder.path().join("nowhere"), files()), "nowhere");
+    assert!(!out.exists());
+}
+
+#[test]
+fn broken_data_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let written = |name: &str, text: &str| {
+        fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name)
+    };
+    let (model, targets) = (toy().file("model"), toy().file("targets_training.json"));
+    let long = "recipe ".repeat(600);
+    let cases = [
+        (folder.path().join("no.csv"), targets.clone(), "no.csv"),
+        (written("column.csv", "Behaviour,BehaviorID\na,b\n"), targets.clone(), "Behavior"),
+        (written("a.csv", "Behavior,BehaviorID\na,b\n"), written("a.json", "{\"b\": [\"\"]}"), "a.csv"),
+        (written("b.csv", "Behavior,BehaviorID\na,b\n"), written("b.json", "{\"b\": "), "b.json"),
+        (written("c.csv", &format!("Behavior,BehaviorID\n{long},b\n")), written("c.json", "{\"b\": [\"x\"]}"), "b/0"),
+    ];
+    for (behaviors, targets, in_message) in cases {
+        fails(&mut toy().run_on("advipo_gemma", &out, &model, [behaviors, targets]), in_message);
+        assert!(!out.exists(), "{in_message}");
+    }
+    fails(&mut toy().run("advul", &out), "--utility");
+    let overlapping = ["--validation-behaviors", "--validation-targets"].map(str::to_string);
+    let mut command = toy().run("advipo_gemma", &out);
+    command.arg(&overlapping[0]).arg(toy().file("behaviors_training.csv")).arg(&overlapping[1]).arg(&targets);
+    fails(&mut command, "trained on too");
+    assert!(!out.exists());
+}
+
+#[test]
+fn broken_settings_are_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, config) = (folder.path().join("out"), folder.path().join("run.toml"));
+    let printed = toy().run("advipo_gemma", &out).arg("--print-config").output().unwrap().stdout;
+    let good = String::from_utf8(printed).unwrap();
+    for (old, new, in_message) in [
+        ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1"),
+        ("[model]", "nonsense = 1\n[model]", "nonsense"),
+        ("rank = 64", "rank = 1000000000000", "lora.rank"),
+    ] {
+        assert!(good.contains(old), "{good}");
+        fs::write(&config, good.replacen(old, new, 1)).unwrap();
+        fails(toy().run("advipo_gemma", &out).arg("--config").arg(&config), in_message);
+        // The toy, too, is not built before its settings are read.
+        fails(example("advipo_gemma").arg("--out").arg(&out).arg("--config").arg(&config), in_message);
+    }
+    fails(example("advul").args(["--device", "cuda:77", "--out"]).arg(&out), "cuda:77");
+    assert!(!out.exists());
 }

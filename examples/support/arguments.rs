@@ -1,21 +1,34 @@
 //! The command line of the training examples.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use clap::Parser;
+use advtrain::{Algorithm, ModelPreset, Preset, Radius, RunConfig};
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
+///
+/// Exit codes: 0 done, 1 an error, 130 stopped by Ctrl-C; the same command then goes on from the last checkpoint.
 #[derive(Clone, Debug, Parser)]
 pub struct Arguments {
     /// A Hugging Face model folder
-    #[arg(long, requires = "behaviors")]
+    #[arg(long)]
     pub model: Option<PathBuf>,
     #[command(flatten)]
-    pub given: GivenFiles,
-    /// A run's TOML file, in place of the example's own settings
-    #[arg(long)]
+    pub files: GivenFiles,
+    /// A run's TOML file, in place of a preset
+    #[arg(long, conflicts_with_all = ["preset", "family"])]
     pub config: Option<PathBuf>,
-    /// Stop after so many updates
+    /// Whose choices: the authors' implementation's, or what this crate holds to be right
+    #[arg(long, value_enum, requires = "model")]
+    pub preset: Option<PresetName>,
+    /// The paper's model that gives epsilon; without, one of the folder's model type
+    #[arg(long, value_enum, requires = "model")]
+    pub family: Option<FamilyName>,
+    /// Epsilon, as a share of the mean norm of the embeddings, in place of the preset's
+    #[arg(long)]
+    pub epsilon: Option<f64>,
+    /// Length of the run in updates; the learning rate's schedule is as long
     #[arg(long)]
     pub updates: Option<usize>,
     /// auto, cpu, cuda or cuda:N
@@ -33,57 +46,110 @@ pub struct Arguments {
     /// A run of seconds that only shows that everything works
     #[arg(long)]
     pub quick: bool,
+    /// Print the run's configuration as TOML and end
+    #[arg(long)]
+    pub print_config: bool,
 }
 
 /// Data files as they are published.
 #[derive(Clone, Debug, clap::Args)]
 pub struct GivenFiles {
     /// CSV with the columns Behavior and BehaviorID (HarmBench)
-    #[arg(long, requires = "targets", requires = "model")]
-    behaviors: Option<PathBuf>,
+    #[arg(long, requires_all = ["targets", "model"], conflicts_with = "preferences")]
+    pub behaviors: Option<PathBuf>,
     /// JSON from behaviour id to a list of targets (HarmBench)
-    #[arg(long)]
-    targets: Option<PathBuf>,
+    #[arg(long, requires = "behaviors")]
+    pub targets: Option<PathBuf>,
     /// CSV with the columns Behavior and Safe_Response (HarmBench)
-    #[arg(long)]
-    refusals: Option<PathBuf>,
-    /// JSONL of chats to stay useful on (UltraChat's form)
-    #[arg(long)]
-    utility: Option<PathBuf>,
-    /// Behaviours to measure on; without, a tenth of the training behaviours is held out
-    #[arg(long, requires = "validation_targets")]
-    validation_behaviors: Option<PathBuf>,
-    /// Their targets
-    #[arg(long)]
-    validation_targets: Option<PathBuf>,
-    /// JSONL of harmless chats to measure on; without, a tenth of the utility chats is held out
-    #[arg(long)]
-    harmless: Option<PathBuf>,
-}
-
-/// The files of a run.
-#[derive(Clone, Debug)]
-pub struct Files {
-    pub behaviors: PathBuf,
-    pub targets: PathBuf,
+    #[arg(long, requires = "behaviors")]
     pub refusals: Option<PathBuf>,
+    /// JSONL of prompts with a chosen and a rejected answer (TRL), in place of behaviours
+    #[arg(long, requires = "model")]
+    pub preferences: Option<PathBuf>,
+    /// JSONL of chats to stay useful on (UltraChat's form)
+    #[arg(long, requires = "model")]
     pub utility: Option<PathBuf>,
+    /// Behaviours to measure on; without, a tenth of the training behaviours is held out
+    #[arg(long, requires_all = ["validation_targets", "model"])]
     pub validation_behaviors: Option<PathBuf>,
+    /// Their targets
+    #[arg(long, requires = "validation_behaviors")]
     pub validation_targets: Option<PathBuf>,
+    /// JSONL of harmless chats to measure on; without, a tenth of the utility chats is held out
+    #[arg(long, requires = "model")]
     pub harmless: Option<PathBuf>,
 }
 
-impl GivenFiles {
-    /// The files, if behaviours and targets were named.
-    pub fn files(self) -> Option<Files> {
-        Some(Files {
-            behaviors: self.behaviors?,
-            targets: self.targets?,
-            refusals: self.refusals,
-            utility: self.utility,
-            validation_behaviors: self.validation_behaviors,
-            validation_targets: self.validation_targets,
-            harmless: self.harmless,
-        })
+/// [`Preset`] as a word.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum PresetName {
+    Published,
+    Corrected,
+}
+
+/// [`ModelPreset`] as a word.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum FamilyName {
+    #[value(name = "gemma-2b")]
+    Gemma2b,
+    #[value(name = "phi3-mini")]
+    Phi3Mini,
+    #[value(name = "mistral-7b")]
+    Mistral7b,
+    #[value(name = "zephyr-7b")]
+    Zephyr7b,
+    #[value(name = "llama2-7b")]
+    Llama2_7b,
+}
+
+impl From<PresetName> for Preset {
+    fn from(name: PresetName) -> Self {
+        match name {
+            PresetName::Published => Self::Published,
+            PresetName::Corrected => Self::Corrected,
+        }
+    }
+}
+
+impl From<FamilyName> for ModelPreset {
+    fn from(name: FamilyName) -> Self {
+        match name {
+            FamilyName::Gemma2b => Self::Gemma2b,
+            FamilyName::Phi3Mini => Self::Phi3Mini,
+            FamilyName::Mistral7b => Self::Mistral7b,
+            FamilyName::Zephyr7b => Self::Zephyr7b,
+            FamilyName::Llama2_7b => Self::Llama2_7b,
+        }
+    }
+}
+
+impl Arguments {
+    /// The run that the arguments ask for: a file's, or the toy's, or a preset's; with what single options change.
+    pub fn config(&self, algorithm: Algorithm, toy: &RunConfig) -> Result<RunConfig> {
+        let mut config = match (&self.config, &self.model) {
+            (Some(path), _) => RunConfig::read(path)?,
+            (None, None) => toy.clone(),
+            (None, Some(folder)) => {
+                let preset = self.preset.map_or(Preset::Corrected, Preset::from);
+                RunConfig::preset(algorithm, preset, self.model_preset(folder)?)
+            }
+        };
+        if let (Some(share), Some(attack)) = (self.epsilon, &mut config.attack) {
+            attack.threat.radius = Radius::Relative(share);
+        }
+        if self.quick {
+            config.train.max_updates = Some(3);
+            config.train.batch_size = config.train.batch_size.min(8);
+        }
+        config.train.max_updates = self.updates.or(config.train.max_updates);
+        config.validate()?;
+        Ok(config)
+    }
+
+    fn model_preset(&self, folder: &Path) -> Result<ModelPreset> {
+        match self.family {
+            Some(name) => Ok(name.into()),
+            None => Ok(ModelPreset::of_family(advtrain::DecoderConfig::read(folder)?.family)),
+        }
     }
 }

@@ -2,226 +2,183 @@
 
 use std::{
     fs,
+    hash::{DefaultHasher, Hash, Hasher},
     path::{Path, PathBuf},
-    sync::{
-        OnceLock,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
 };
 
 use advtrain::{
-    AdversarialTrainer, AnswerPair, BehaviorFiles, CausalLm, Chat, ChatFormat, ChatReader, ChatTemplate, Decoder,
-    Dtype, Example, Finish, JsonLines, LoadReport, ModelCard, Progress, RunConfig, TensorBoard, Tokenizer,
-    TrainingData, device, encode_chats, encode_pairs, load_behavior_pairs, split_by_name, tch::Device,
+    AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Finish, JsonLines, ModelCard,
+    Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
 };
 use anyhow::{Context, Result};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::{
-    arguments::{Arguments, Files},
-    evaluation::{HeldOut, Measured, Measuring, table},
+    arguments::Arguments,
+    evaluation::{Measured, Measuring, table},
+    inputs::{self, Files, HeldOut, folder_name},
     toy,
 };
 
-/// True from the first Ctrl-C on; the second one ends the program at once.
-pub fn stop_flag() -> &'static AtomicBool {
-    static STOP: AtomicBool = AtomicBool::new(false);
-    static HANDLER: OnceLock<bool> = OnceLock::new();
-    HANDLER.get_or_init(|| {
-        let handler = || {
-            if STOP.swap(true, Ordering::Relaxed) {
-                std::process::exit(130);
-            }
-            eprintln!("stopping after this update; once more to stop at once");
-        };
-        ctrlc::set_handler(handler).is_ok()
-    });
-    &STOP
+/// What an example adds to the common job.
+pub struct Plan {
+    /// The example's name, after which folders of runs are called.
+    pub name: &'static str,
+    pub algorithm: Algorithm,
+    /// Settings for the toy.
+    pub toy: RunConfig,
+}
+
+/// True from the first Ctrl-C on.
+static STOP: AtomicBool = AtomicBool::new(false);
+const STOPPED: i32 = 130;
+
+/// Runs an example. Ends the program with exit code 1 and a message if it fails, with 130 if it was stopped.
+pub fn main(arguments: Arguments, plan: Plan) {
+    start_logging();
+    match stop_on_ctrl_c().and_then(|()| run(arguments, plan)) {
+        Ok(Finish::Completed) => {}
+        Ok(Finish::Stopped) => std::process::exit(STOPPED),
+        Err(error) => {
+            eprintln!("error: {error}");
+            error.chain().skip(1).for_each(|cause| eprintln!("  {cause}"));
+            std::process::exit(1);
+        }
+    }
 }
 
 /// Logs to standard error; RUST_LOG says how much.
-pub fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn".into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+fn start_logging() {
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,advtrain=info".into());
+    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
 }
 
-/// What an example adds to the common job.
-pub struct Plan {
-    /// The folder of the run where none is named.
-    pub name: &'static str,
-    /// Settings for the toy and for real models; `--config` takes their place.
-    pub toy: RunConfig,
-    pub real: RunConfig,
+fn stop_on_ctrl_c() -> Result<()> {
+    let handler = || {
+        if STOP.swap(true, Ordering::Relaxed) {
+            std::process::exit(STOPPED);
+        }
+        eprintln!("stopping as soon as what was begun is saved; once more to stop at once");
+    };
+    ctrlc::set_handler(handler).context("catching Ctrl-C")
 }
 
-/// Everything that a run reads.
+/// Everything that a run reads but the weights.
 struct Inputs {
     model_folder: PathBuf,
     config: RunConfig,
     format: ChatFormat,
-    data: TrainingData,
     held_out: HeldOut,
 }
 
-/// Runs an example, and ends the program with exit code 1 and a message if it fails.
-pub fn main(arguments: Arguments, plan: Plan) {
-    start_logging();
-    if let Err(error) = run(arguments, plan) {
-        eprintln!("error: {error:#}");
-        std::process::exit(1);
+fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
+    let mut config = arguments.config(plan.algorithm, &plan.toy)?;
+    if arguments.print_config {
+        print!("{}", config.to_toml()?);
+        return Ok(Finish::Completed);
     }
-}
-
-fn run(arguments: Arguments, plan: Plan) -> Result<()> {
     let device = device(&arguments.device)?;
-    let out = arguments.out.clone().unwrap_or_else(|| Path::new("runs").join(plan.name));
-    let mut inputs = read_inputs(&arguments, &plan, device, &out)?;
-    let kind = inputs.config.model.dtype.on(device);
-    let mut model = Decoder::load(&inputs.model_folder, kind, device)?;
+    let kind = config.model.dtype.on(device);
+    config.model.dtype = Dtype::of(kind);
+    let out = out_folder(&arguments, &plan);
+    let Some((model_folder, files)) = model_and_files(&arguments, &out)? else { return Ok(stopped(&out)) };
+    let format = chat_format(&mut config, &model_folder, &out)?;
+    let rows = inputs::read(&files, &config, &format, arguments.measured)?;
+    let inputs = Inputs { model_folder, config, format, held_out: rows.held_out };
+
+    let load = || Decoder::load(&inputs.model_folder, kind, device);
+    let mut trainer = trainer(&inputs.config, rows.training, load()?, &out)?;
+    let done = trainer.resume()?;
     inputs.config.write(out.join("run.toml"))?;
+    write_json(&out.join("inputs.json"), &(&inputs.model_folder, &files, &rows.reports))?;
+    if done > 0 {
+        eprintln!("going on after update {done} of {}", trainer.updates_total());
+    }
+
     let measuring = measuring(&arguments, &inputs.config);
-    let before = before(&out, || Ok(measuring.measure(&model, &inputs.format, &inputs.held_out)?))?;
-    model.add_lora(&inputs.config.lora, inputs.config.train.seed)?;
-    let data = std::mem::take(&mut inputs.data);
-    let Some(model) = train(&inputs.config, data, model, &out)? else {
-        println!("stopped; the same command goes on from the last checkpoint in {}", out.display());
-        return Ok(());
-    };
-    let after = measuring.measure(&model, &inputs.format, &inputs.held_out)?;
-    println!("{}", table(&before, &after));
-    write_results(&arguments, &inputs, &model, &out, &before, &after)
-}
-
-fn read_inputs(arguments: &Arguments, plan: &Plan, device: Device, out: &Path) -> Result<Inputs> {
-    let (model_folder, files, default) = match (&arguments.model, arguments.given.clone().files()) {
-        (Some(model), Some(files)) => (model.clone(), files, plan.real.clone()),
-        _ => {
-            let size = if arguments.quick { toy::Size::QUICK } else { toy::Size::FULL };
-            let (model, files) = toy::prepare(&out.join("toy"), size, 0)?;
-            (model, files, plan.toy.clone())
-        }
-    };
-    let mut config = match &arguments.config {
-        Some(path) => RunConfig::read(path)?,
-        None => default,
-    };
-    if arguments.quick {
-        config.train.max_updates = Some(3);
-        config.train.batch_size = config.train.batch_size.min(8);
-    }
-    config.train.max_updates = arguments.updates.or(config.train.max_updates);
-    config.model.dtype = Dtype::of(config.model.dtype.on(device));
-    config.validate()?;
-    let format = match config.model.template {
-        None => ChatFormat::load(&model_folder)?,
-        Some(preset) => ChatFormat::new(Tokenizer::load(&model_folder)?, ChatTemplate::preset(preset)?)?,
-    };
-    let (data, held_out) = read_data(arguments, &files, &config, &format)?;
-    Ok(Inputs { model_folder, config, format, data, held_out })
-}
-
-fn read_data(
-    arguments: &Arguments,
-    files: &Files,
-    config: &RunConfig,
-    format: &ChatFormat,
-) -> Result<(TrainingData, HeldOut)> {
-    let pairs = load_pairs(&files.behaviors, &files.targets, files.refusals.clone())?;
-    let (pairs, held_out_pairs) = match (&files.validation_behaviors, &files.validation_targets) {
-        (Some(behaviors), Some(targets)) => (pairs, load_pairs(behaviors, targets, None)?),
-        _ => hold_out(pairs, |pair| pair.group.as_str(), config.train.seed),
-    };
-    let chats = match &files.utility {
-        Some(path) => ChatReader::open(path)?.collect::<advtrain::Result<Vec<Chat>>>()?,
-        None => Vec::new(),
-    };
-    let (chats, held_out_chats) = match &files.harmless {
-        Some(path) => (chats, ChatReader::open(path)?.collect::<advtrain::Result<_>>()?),
-        None => hold_out(chats, |chat| chat.id.as_str(), config.train.seed),
-    };
-    let limit = config.data.max_tokens;
-    let (robust, report) = encode_pairs(format, &pairs, limit)?;
-    say("behaviours", &report);
-    let utility = encode_all(format, chats, limit, config, "utility chats")?;
-    // One target per behaviour, and none that is judged by a hash: what is left of a set, evenly.
-    let held_out_pairs: Vec<AnswerPair> = first_of_each(held_out_pairs).into_iter().take(arguments.measured).collect();
-    let (rows, report) = encode_pairs(format, &held_out_pairs, 4096)?;
-    say("held-out behaviours", &report);
-    let held_out_chats: Vec<Chat> = held_out_chats.into_iter().take(arguments.measured).collect();
-    let chat_rows = encode_all(format, held_out_chats.clone(), 1024, config, "held-out chats")?;
-    Ok((TrainingData { robust, utility }, HeldOut { pairs: held_out_pairs, rows, chats: held_out_chats, chat_rows }))
-}
-
-fn encode_all(
-    format: &ChatFormat,
-    chats: Vec<Chat>,
-    limit: usize,
-    config: &RunConfig,
-    what: &str,
-) -> Result<Vec<Example>> {
-    if chats.is_empty() {
-        return Ok(Vec::new());
-    }
-    let (rows, report) = encode_chats(format, chats.into_iter().map(Ok), limit, config.data.turns)?;
-    say(what, &report);
-    Ok(rows)
-}
-
-fn load_pairs(behaviors: &Path, targets: &Path, safe_responses: Option<PathBuf>) -> Result<Vec<AnswerPair>> {
-    let files = BehaviorFiles { behaviors: behaviors.into(), targets: targets.into(), safe_responses };
-    let (pairs, report) = load_behavior_pairs(&files)?;
-    say(&behaviors.display().to_string(), &report);
-    Ok(pairs)
-}
-
-fn say(what: &str, report: &LoadReport) {
-    eprintln!("{what}: {report}");
-}
-
-/// A tenth of the rows, chosen by a name that rows which belong together share.
-fn hold_out<T>(rows: Vec<T>, name: impl Fn(&T) -> &str, seed: u64) -> (Vec<T>, Vec<T>) {
-    let names: Vec<String> = rows.iter().map(|row| name(row).to_string()).collect();
-    match split_by_name(&names, 0.1, seed) {
-        Ok((_, held_out)) => {
-            let mut parts = (Vec::new(), Vec::new());
-            for (index, row) in rows.into_iter().enumerate() {
-                if held_out.contains(&index) { parts.1.push(row) } else { parts.0.push(row) }
+    let known =
+        Known { path: out.join("before.json"), of: fingerprint(trainer.model(), &inputs.held_out, &measuring)? };
+    let before = match known.read()? {
+        Some(before) => before,
+        None => {
+            eprintln!("measuring the model as it is");
+            // Until the first update the adapter changes nothing.
+            let original = if done > 0 { Some(load()?) } else { None };
+            let model = original.as_ref().unwrap_or_else(|| trainer.model());
+            match measuring.measure(model, &inputs.format, &inputs.held_out, &STOP)? {
+                Some(before) => known.write(before)?,
+                None => return Ok(stopped(&out)),
             }
-            parts
         }
-        Err(_) => (rows, Vec::new()),
+    };
+    trainer.observe(JsonLines::open(out.join("metrics.jsonl"), done)?);
+    trainer.observe(TensorBoard::create(out.join("tensorboard"), done)?);
+    trainer.observe(Progress::new());
+    if trainer.run(&STOP)? == Finish::Stopped {
+        return Ok(stopped(&out));
+    }
+    let model = trainer.into_model();
+    eprintln!("measuring the trained model");
+    let Some(after) = measuring.measure(&model, &inputs.format, &inputs.held_out, &STOP)? else {
+        return Ok(stopped(&out));
+    };
+    println!("{}", table(&before, &after));
+    write_results(&arguments, &inputs, &model, &out, &before, &after)?;
+    Ok(Finish::Completed)
+}
+
+fn stopped(out: &Path) -> Finish {
+    println!("stopped; the same command goes on from what is in {}", out.display());
+    Finish::Stopped
+}
+
+/// Toys, quick ones and each real model have folders of their own.
+fn out_folder(arguments: &Arguments, plan: &Plan) -> PathBuf {
+    let of_model = arguments.model.as_deref().map_or(String::new(), |model| format!("-{}", folder_name(model)));
+    let quick = if arguments.quick { "-quick" } else { "" };
+    let default = || Path::new("runs").join(format!("{}{of_model}{quick}", plan.name));
+    arguments.out.clone().unwrap_or_else(default)
+}
+
+/// The model's folder and the data; without a model, those of the toy. None if Ctrl-C stopped the toy's making.
+fn model_and_files(arguments: &Arguments, out: &Path) -> Result<Option<(PathBuf, Files)>> {
+    match (&arguments.model, arguments.files.clone().files()) {
+        (Some(model), Some(files)) => Ok(Some((model.clone(), files))),
+        (Some(_), None) => anyhow::bail!("--model needs --behaviors with --targets, or --preferences"),
+        (None, _) => {
+            let (name, size) = if arguments.quick { ("toy-quick", toy::Size::QUICK) } else { ("toy", toy::Size::FULL) };
+            toy::prepare(&out.join(name), size, 0, &STOP)
+        }
     }
 }
 
-fn first_of_each(pairs: Vec<AnswerPair>) -> Vec<AnswerPair> {
-    let mut seen = std::collections::HashSet::new();
-    pairs.into_iter().filter(|pair| !pair.hash_check && seen.insert(pair.group.clone())).collect()
-}
-
-fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
-    let threat = config.attack.as_ref().map(|attack| attack.threat.clone()).unwrap_or_default();
-    Measuring {
-        threat: advtrain::ThreatModel { bounded: true, ..threat },
-        steps: if arguments.quick { 3 } else { 20 },
-        new_tokens: if arguments.quick { 4 } else { 32 },
-        rows: 10,
-        seed: config.train.seed,
+/// The chat format. A date that its template prints is that of the configuration, or of the run that is gone on with, and
+/// is written into the configuration.
+fn chat_format(config: &mut RunConfig, model_folder: &Path, out: &Path) -> Result<ChatFormat> {
+    let format = match config.model.template {
+        None => ChatFormat::load(model_folder)?,
+        Some(preset) => ChatFormat::new(Tokenizer::load(model_folder)?, ChatTemplate::preset(preset)?)?,
+    };
+    if !format.template().uses_clock() {
+        return Ok(format);
     }
+    let earlier = || RunConfig::read(out.join("run.toml")).ok().and_then(|run| run.data.date);
+    let date = config.data.date.or_else(earlier).unwrap_or(format.template().date());
+    config.data.date = Some(date);
+    Ok(format.with_date(date))
 }
 
-/// The figures before training: kept beside the run, so that a resumed one need not measure again.
-fn before(out: &Path, measure: impl FnOnce() -> Result<Measured>) -> Result<Measured> {
-    let path = out.join("before.json");
-    if path.exists() {
-        return serde_json::from_str(&fs::read_to_string(&path)?).with_context(|| path.display().to_string());
+fn trainer(
+    config: &RunConfig,
+    data: TrainingData,
+    mut model: Decoder,
+    out: &Path,
+) -> Result<AdversarialTrainer<Decoder>> {
+    if config.train.utility_share > 0.0 && data.utility.is_empty() {
+        anyhow::bail!("train.utility_share = {}: needs chats to stay useful on: --utility", config.train.utility_share);
     }
-    eprintln!("measuring the model as it is");
-    let before = measure()?;
-    fs::write(&path, serde_json::to_string_pretty(&before)?)?;
-    Ok(before)
-}
-
-/// The hardened model; none if the run was stopped.
-fn train(config: &RunConfig, data: TrainingData, model: Decoder, out: &Path) -> Result<Option<Decoder>> {
+    model.add_lora(&config.lora, config.train.seed)?;
     let mut builder = AdversarialTrainer::builder(model)
         .robust(config.loss.build())
         .utility(config.utility.clone())
@@ -231,18 +188,70 @@ fn train(config: &RunConfig, data: TrainingData, model: Decoder, out: &Path) -> 
     if let Some(attack) = &config.attack {
         builder = builder.attack(attack.clone(), config.attack_settings.clone());
     }
-    let mut trainer = builder.build()?;
-    let done = trainer.resume()?;
-    if done > 0 {
-        eprintln!("going on after update {done} of {}", trainer.updates_total());
+    let trainer = builder.build()?;
+    if let Some(wanted) = config.train.max_updates.filter(|wanted| *wanted > trainer.updates_total()) {
+        let total = trainer.updates_total();
+        eprintln!("{wanted} updates wanted, but {} epochs of the rows have {total}", config.train.epochs);
     }
-    trainer.observe(JsonLines::open(out.join("metrics.jsonl"), done)?);
-    trainer.observe(TensorBoard::create(out.join("tensorboard"), done)?);
-    trainer.observe(Progress::new());
-    match trainer.run(stop_flag())? {
-        Finish::Completed => Ok(Some(trainer.into_model())),
-        Finish::Stopped => Ok(None),
+    Ok(trainer)
+}
+
+/// The attack's own threat set; that of a control run without attack is the default one.
+fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
+    let mut threat = config.attack.as_ref().map(|attack| attack.threat.clone()).unwrap_or_default();
+    if let Some(share) = arguments.epsilon {
+        threat.radius = advtrain::Radius::Relative(share);
     }
+    Measuring {
+        threat: advtrain::ThreatModel { bounded: true, ..threat },
+        steps: if arguments.quick { 3 } else { 20 },
+        rows: 10,
+        seed: config.train.seed,
+    }
+}
+
+/// What a measurement depends on.
+fn fingerprint(model: &Decoder, held_out: &HeldOut, measuring: &Measuring) -> Result<String> {
+    let mut hasher = DefaultHasher::new();
+    for row in held_out.rows.iter().chain(&held_out.chat_rows) {
+        row.id().hash(&mut hasher);
+        row.prompt().ids().hash(&mut hasher);
+        row.continuations().iter().for_each(|one| one.tokens.ids().hash(&mut hasher));
+    }
+    Ok(format!("{} {:016x} {measuring:?}", model.fingerprint()?, hasher.finish()))
+}
+
+/// Figures that were measured before, kept with what they are of.
+struct Known {
+    path: PathBuf,
+    of: String,
+}
+
+impl Known {
+    fn read(&self) -> Result<Option<Measured>> {
+        if !self.path.exists() {
+            return Ok(None);
+        }
+        let (of, measured): (String, Measured) = read_json(&self.path)?;
+        Ok((of == self.of).then_some(measured))
+    }
+
+    fn write(&self, measured: Measured) -> Result<Measured> {
+        write_json(&self.path, &(&self.of, &measured))?;
+        Ok(measured)
+    }
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| format!("{}: written by another version? remove it", path.display()))
+}
+
+/// Beside its place first, so that no moment has half of it.
+fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let beside = path.with_extension("partial");
+    fs::write(&beside, serde_json::to_string_pretty(value)?).with_context(|| beside.display().to_string())?;
+    fs::rename(&beside, path).with_context(|| path.display().to_string())
 }
 
 fn write_results(
@@ -253,7 +262,7 @@ fn write_results(
     before: &Measured,
     after: &Measured,
 ) -> Result<()> {
-    fs::write(out.join("after.json"), serde_json::to_string_pretty(after)?)?;
+    write_json(&out.join("after.json"), after)?;
     let adapter = out.join("adapter");
     model.save_lora(&adapter, &inputs.model_folder.to_string_lossy())?;
     let metrics = JsonLines::read(out.join("metrics.jsonl"))?;

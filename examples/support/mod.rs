@@ -3,5 +3,6 @@
 
 pub mod arguments;
 pub mod evaluation;
+pub mod inputs;
 pub mod job;
 pub mod toy;

@@ -6,6 +6,7 @@
 use std::{
     fs,
     path::{Path, PathBuf},
+    sync::atomic::AtomicBool,
 };
 
 use advtrain::{
@@ -24,7 +25,7 @@ use tokenizers::{
     pre_tokenizers::byte_level::ByteLevel,
 };
 
-use super::arguments::Files;
+use super::inputs::{Files, Requests};
 
 const ADJECTIVES: [&str; 24] = [
     "red", "blue", "green", "golden", "silver", "dark", "bright", "sweet", "bitter", "cold", "warm", "quiet", "loud",
@@ -80,14 +81,13 @@ pub fn settings(real: RunConfig, updates: usize) -> RunConfig {
     }
 }
 
-/// The toy's model folder and files under `folder`, made if they are not there.
-pub fn prepare(folder: &Path, size: Size, seed: u64) -> anyhow::Result<(PathBuf, Files)> {
+/// The toy's model folder and files under `folder`, made if they are not there. None if it was stopped on the way; the next
+/// call begins anew.
+pub fn prepare(folder: &Path, size: Size, seed: u64, stop: &AtomicBool) -> anyhow::Result<Option<(PathBuf, Files)>> {
     let model = folder.join("model");
     let files = write_files(folder, size)?;
-    if !model.join("model.safetensors").exists() {
-        build_model(folder, &model, size, seed)?;
-    }
-    Ok((model, files))
+    let there = model.join("model.safetensors").exists() || build_model(folder, &model, size, seed, stop)?;
+    Ok(there.then_some((model, files)))
 }
 
 /// All pairs of adjective and noun, in an order that mixes them and is always the same.
@@ -119,11 +119,12 @@ fn forbidden(size: Size) -> (Vec<Request>, Vec<Request>) {
 }
 
 fn harmless(size: Size) -> (Vec<Request>, Vec<Request>) {
-    let all = pairs().flat_map(|pair| HARMLESS.map(|thing| (thing, pair))).enumerate();
-    let mut all: Vec<Request> =
-        all.take(size.harmless.0 + size.harmless.1).map(|(i, (thing, pair))| request(i / 3, thing, pair)).collect();
-    let held_out = all.split_off(size.harmless.0);
-    (all, held_out)
+    let of = |from: usize, count: usize| {
+        let things = pairs().skip(from).flat_map(|pair| HARMLESS.map(|thing| (thing, pair)));
+        things.take(count).enumerate().map(|(i, (thing, pair))| request(i / 3, thing, pair)).collect()
+    };
+    // Held-out ones are of pairs behind those of every potion, and so behind those of harmless training ones.
+    (of(0, size.harmless.0), of(size.behaviors.0 + size.behaviors.1, size.harmless.1))
 }
 
 fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
@@ -137,12 +138,13 @@ fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
         training.iter().chain(&held_out).map(|request| format!("{},\"Sorry, I can't do that.\"\n", request.prompt));
     fs::write(&refusals, format!("Behavior,Safe_Response\n{}", lines.collect::<String>()))?;
     Ok(Files {
-        behaviors,
-        targets,
-        refusals: Some(refusals),
+        requests: Requests::Behaviors { behaviors, targets, refusals: Some(refusals) },
+        validation: Some(Requests::Behaviors {
+            behaviors: held_out_behaviors,
+            targets: held_out_targets,
+            refusals: None,
+        }),
         utility: Some(write_chats(folder, "harmless_training", &useful)?),
-        validation_behaviors: Some(held_out_behaviors),
-        validation_targets: Some(held_out_targets),
         harmless: Some(write_chats(folder, "harmless_validation", &useful_held_out)?),
     })
 }
@@ -168,8 +170,9 @@ fn write_chats(folder: &Path, name: &str, requests: &[Request]) -> anyhow::Resul
     Ok(path)
 }
 
-/// Trains a tokenizer and a small Gemma that complies with every request, and writes both as a Hugging Face folder.
-fn build_model(folder: &Path, model: &Path, size: Size, seed: u64) -> anyhow::Result<()> {
+/// Trains a tokenizer and a small Gemma that complies with every request, and writes both as a Hugging Face folder. False if
+/// it was stopped.
+fn build_model(folder: &Path, model: &Path, size: Size, seed: u64, stop: &AtomicBool) -> anyhow::Result<bool> {
     eprintln!("building the toy: a small Gemma that complies with every request");
     let beside = folder.join("model.partial");
     let _ = fs::remove_dir_all(&beside);
@@ -186,14 +189,21 @@ fn build_model(folder: &Path, model: &Path, size: Size, seed: u64) -> anyhow::Re
     });
     let mut decoder = Decoder::random(config, 0.05, seed, Kind::Float, Device::Cpu)?;
     decoder.train_all_weights()?;
-    let trained = comply(decoder, &format, folder, size, seed)?;
+    let Some(trained) = comply(decoder, &format, folder, size, seed, stop)? else { return Ok(false) };
     trained.save(&beside)?;
     fs::rename(&beside, model)?;
-    Ok(())
+    Ok(true)
 }
 
-/// Supervised training on every request, forbidden ones too: held-out pairs are in neither set.
-fn comply(decoder: Decoder, format: &ChatFormat, folder: &Path, size: Size, seed: u64) -> anyhow::Result<Decoder> {
+/// Supervised training on every request to train with, forbidden ones too. None if it was stopped.
+fn comply(
+    decoder: Decoder,
+    format: &ChatFormat,
+    folder: &Path,
+    size: Size,
+    seed: u64,
+    stop: &AtomicBool,
+) -> anyhow::Result<Option<Decoder>> {
     let requests: Vec<Request> = [forbidden(size).0, harmless(size).0].into_iter().flatten().collect();
     let (rows, _) =
         encode_chats(format, ChatReader::open(write_chats(folder, "compliant", &requests)?)?, 64, Turns::All)?;
@@ -216,13 +226,12 @@ fn comply(decoder: Decoder, format: &ChatFormat, folder: &Path, size: Size, seed
         .build()?;
     trainer.observe(Progress::new());
     trainer.observe(JsonLines::open(folder.join("supervised.jsonl"), 0)?);
-    let finish = trainer.run(super::job::stop_flag())?;
-    if finish == Finish::Stopped {
-        anyhow::bail!("stopped while the toy was built; the next start builds it anew");
+    if trainer.run(stop)? == Finish::Stopped {
+        return Ok(None);
     }
     let mut decoder = trainer.into_model();
     decoder.freeze_all_weights()?;
-    Ok(decoder)
+    Ok(Some(decoder))
 }
 
 fn write_tokenizer(folder: &Path, model: &Path, size: Size) -> anyhow::Result<ChatFormat> {

@@ -1,0 +1,225 @@
+//! What a run reads: rows to train on, and rows that no run trains on.
+
+use std::{
+    collections::HashSet,
+    path::{Path, PathBuf},
+};
+
+use advtrain::{
+    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, RunConfig, TrainingData,
+    encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_preferences, overlapping_chats,
+    overlapping_pairs,
+};
+use anyhow::{Result, bail};
+use serde::Serialize;
+
+use super::arguments::GivenFiles;
+
+/// The files of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Files {
+    pub requests: Requests,
+    pub validation: Option<Requests>,
+    pub utility: Option<PathBuf>,
+    pub harmless: Option<PathBuf>,
+}
+
+/// Where requests with a harmful and a safe answer come from.
+#[derive(Clone, Debug, Serialize)]
+pub enum Requests {
+    Behaviors { behaviors: PathBuf, targets: PathBuf, refusals: Option<PathBuf> },
+    Preferences(PathBuf),
+}
+
+/// Rows that no run trains on.
+#[derive(Debug)]
+pub struct HeldOut {
+    pub pairs: Vec<AnswerPair>,
+    /// The same rows, encoded.
+    pub rows: Vec<Example>,
+    pub chats: Vec<Chat>,
+    /// The same chats, encoded.
+    pub chat_rows: Vec<Example>,
+}
+
+/// Everything that is read, and what happened to rows on the way.
+#[derive(Debug)]
+pub struct Rows {
+    pub training: TrainingData,
+    pub held_out: HeldOut,
+    pub reports: Vec<(String, LoadReport)>,
+}
+
+/// The share of rows that is held out where no file of them is named.
+const HELD_OUT: f64 = 0.1;
+/// Limits of what is measured on, in tokens: nothing is learnt from it, so it need not be short.
+const LIMITS: (usize, usize) = (4096, 1024);
+
+impl GivenFiles {
+    /// The files, if requests were named.
+    pub fn files(self) -> Option<Files> {
+        let requests = match (self.behaviors, self.targets, self.preferences) {
+            (Some(behaviors), Some(targets), None) => {
+                Requests::Behaviors { behaviors, targets, refusals: self.refusals }
+            }
+            (_, _, Some(preferences)) => Requests::Preferences(preferences),
+            _ => return None,
+        };
+        let validation = match (self.validation_behaviors, self.validation_targets) {
+            (Some(behaviors), Some(targets)) => Some(Requests::Behaviors { behaviors, targets, refusals: None }),
+            _ => None,
+        };
+        Some(Files { requests, validation, utility: self.utility, harmless: self.harmless })
+    }
+}
+
+/// Reads everything; at most `measured` rows of each set are held out to measure on.
+pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: usize) -> Result<Rows> {
+    let mut reader = Reader { config, format, reports: Vec::new() };
+    let (pairs, held_out_pairs) = reader.pairs(files)?;
+    let (robust, report) = encode_pairs(format, &pairs, config.data.max_tokens)?;
+    reader.report("requests to train on", report);
+    let chats = reader.chats_to_measure(files, measured)?;
+    let utility = reader.chats_to_train(files, &chats)?;
+
+    let pairs = spread(reader.judged(first_of_each(held_out_pairs)), measured);
+    let (rows, report) = encode_pairs(format, &pairs, LIMITS.0)?;
+    reader.report("requests to measure on", report);
+    let chat_rows = reader.encode("chats to measure on", chats.iter().cloned().map(Ok), LIMITS.1)?;
+    let held_out = HeldOut { pairs, rows, chats, chat_rows };
+    Ok(Rows { training: TrainingData { robust, utility }, held_out, reports: reader.reports })
+}
+
+struct Reader<'a> {
+    config: &'a RunConfig,
+    format: &'a ChatFormat,
+    reports: Vec<(String, LoadReport)>,
+}
+
+impl Reader<'_> {
+    fn report(&mut self, what: impl Into<String>, report: LoadReport) {
+        let what = what.into();
+        eprintln!("{what}: {} rows", report.rows);
+        self.reports.push((what, report));
+    }
+
+    /// Requests to train on and those that are held out.
+    fn pairs(&mut self, files: &Files) -> Result<(Vec<AnswerPair>, Vec<AnswerPair>)> {
+        let all = self.load(&files.requests)?;
+        let Some(validation) = &files.validation else {
+            let mut parts = (Vec::new(), Vec::new());
+            for pair in all {
+                let held_out = is_held_out(&pair.group, HELD_OUT, self.config.train.seed)?;
+                if held_out { parts.1.push(pair) } else { parts.0.push(pair) }
+            }
+            return Ok(parts);
+        };
+        let validation = self.load(validation)?;
+        refuse_overlap("requests to measure on", &overlapping_pairs(&all, &validation))?;
+        Ok((all, validation))
+    }
+
+    fn load(&mut self, requests: &Requests) -> Result<Vec<AnswerPair>> {
+        let (path, (pairs, report)) = match requests {
+            Requests::Preferences(path) => (path, load_preferences(path)?),
+            Requests::Behaviors { behaviors, targets, refusals } => {
+                let files = BehaviorFiles {
+                    behaviors: behaviors.clone(),
+                    targets: targets.clone(),
+                    safe_responses: refusals.clone(),
+                };
+                (behaviors, load_behavior_pairs(&files)?)
+            }
+        };
+        self.report(path.display().to_string(), report);
+        Ok(pairs)
+    }
+
+    /// Chats to measure on: of a file of their own, or held out from those to train on.
+    fn chats_to_measure(&self, files: &Files, measured: usize) -> Result<Vec<Chat>> {
+        let mut chats = Vec::new();
+        match (&files.harmless, &files.utility) {
+            (Some(path), _) => chats = ChatReader::open(path)?.collect::<advtrain::Result<_>>()?,
+            (None, Some(path)) => {
+                for chat in ChatReader::open(path)? {
+                    let chat = chat?;
+                    if is_held_out(&chat.id, HELD_OUT, self.config.train.seed)? {
+                        chats.push(chat);
+                    }
+                }
+            }
+            (None, None) => {}
+        }
+        Ok(spread(chats, measured))
+    }
+
+    /// Encoded chats to train on. The file, which may be larger than memory, is read row by row.
+    fn chats_to_train(&mut self, files: &Files, to_measure: &[Chat]) -> Result<Vec<Example>> {
+        let Some(path) = &files.utility else { return Ok(Vec::new()) };
+        if self.config.train.utility_share == 0.0 {
+            eprintln!("{}: not trained on, since train.utility_share is 0", path.display());
+            return Ok(Vec::new());
+        }
+        let (seed, own_file) = (self.config.train.seed, files.harmless.is_some());
+        let stays = |chat: &Chat| own_file || !is_held_out(&chat.id, HELD_OUT, seed).unwrap_or(false);
+        let mut trained_on = Vec::new();
+        let chats = ChatReader::open(path)?.filter(|chat| chat.as_ref().map_or(true, stays));
+        let chats = chats.inspect(|chat| {
+            if let Ok(chat) = chat {
+                trained_on.extend(overlapping_chats(std::slice::from_ref(chat), to_measure));
+            }
+        });
+        let rows = self.encode("chats to train on", chats, self.config.data.max_tokens)?;
+        refuse_overlap("chats to measure on", &trained_on)?;
+        Ok(rows)
+    }
+
+    fn encode(
+        &mut self,
+        what: &str,
+        chats: impl Iterator<Item = advtrain::Result<Chat>>,
+        limit: usize,
+    ) -> Result<Vec<Example>> {
+        let mut chats = chats.peekable();
+        if chats.peek().is_none() {
+            return Ok(Vec::new());
+        }
+        let (rows, report) = encode_chats(self.format, chats, limit, self.config.data.turns)?;
+        self.report(what, report);
+        Ok(rows)
+    }
+
+    /// Without those whose harm a refusal judge cannot tell.
+    fn judged(&mut self, pairs: Vec<AnswerPair>) -> Vec<AnswerPair> {
+        let (judged, left_out): (Vec<_>, Vec<_>) = pairs.into_iter().partition(|pair| !pair.hash_check);
+        if !left_out.is_empty() {
+            eprintln!("requests to measure on: {} of copyrighted text left out", left_out.len());
+        }
+        judged
+    }
+}
+
+fn refuse_overlap(what: &str, ids: &[String]) -> Result<()> {
+    match ids.first() {
+        Some(first) => bail!("{what}: {} are trained on too, the first of them {first}", ids.len()),
+        None => Ok(()),
+    }
+}
+
+/// One row per behaviour: its first target.
+fn first_of_each(pairs: Vec<AnswerPair>) -> Vec<AnswerPair> {
+    let mut seen = HashSet::new();
+    pairs.into_iter().filter(|pair| seen.insert(pair.group.clone())).collect()
+}
+
+/// `most` rows at even distances.
+fn spread<T>(rows: Vec<T>, most: usize) -> Vec<T> {
+    let (all, most) = (rows.len(), most.min(rows.len()));
+    let wanted: HashSet<usize> = (0..most).map(|at| at * all / most).collect();
+    rows.into_iter().enumerate().filter(|(at, _)| wanted.contains(at)).map(|(_, row)| row).collect()
+}
+
+/// The folder that a path names, for names of runs.
+pub fn folder_name(path: &Path) -> String {
+    path.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned())
+}
