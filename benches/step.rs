@@ -85,7 +85,7 @@ fn attack(criterion: &mut Criterion) {
         for ragged in [false, true] {
             let batch = Batch::new(harmful_rows(ragged), Device::Cpu).expect("rows");
             let mut attack = Pgd { steps: STEPS, ..Pgd::default() };
-            let mut runner = AttackRunner::new(AttackSettings::default(), &attack.threat, &model).expect("settings");
+            let mut runner = AttackRunner::new(AttackSettings::default(), &attack, &model).expect("settings");
             let id = BenchmarkId::new(name, if ragged { "ragged" } else { "equal" });
             group.bench_function(id, |bencher| {
                 bencher.iter(|| {

@@ -5,9 +5,9 @@ use std::{fmt, path::Path};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Date, Dtype, Error, Family, FloorForm, Grouping, LoraConfig,
-    Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss, TemplatePreset, ThreatModel,
-    TrainSettings, Turns, files,
+    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
+    Grouping, LoraConfig, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, StepSize, SupervisedLoss,
+    TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
 };
 
 /// A whole run: every setting of model, data, adapter, attack, losses and training.

@@ -386,7 +386,7 @@ fn starts(start: Start, numbers: &[usize], draws: Draws) -> Perturbation {
     let mut attack = Starts { threat: threat(), factor: 1.0 };
     let settings = AttackSettings { start, ..AttackSettings::default() };
     let (model, rows) = (Bigram::new(), batch(numbers.iter().map(|number| robust(*number)).collect()));
-    let mut runner = AttackRunner::new(settings, &attack.threat, &model).unwrap();
+    let mut runner = AttackRunner::new(settings, &attack, &model).unwrap();
     runner.run(&mut attack, &mut TargetCrossEntropy, &model, &rows, draws).unwrap().perturbations.remove(0)
 }
 
@@ -460,7 +460,7 @@ fn restarts_and_the_best_iterate_never_make_it_worse() {
 fn a_warm_start_begins_where_the_rows_last_attack_ended() {
     let (model, mut attack) = (decoder(), steps(StepSize::Constant(0.3)));
     let settings = AttackSettings { warm_start: true, ..AttackSettings::default() };
-    let mut runner = AttackRunner::new(settings, &attack.threat, &model).unwrap();
+    let mut runner = AttackRunner::new(settings, &attack, &model).unwrap();
     let mut run = |attack: &mut dyn EmbeddingAttack, rows: &[usize], epoch| {
         let rows = batch(rows.iter().map(|number| robust(*number)).collect());
         let outcome = runner.run(attack, &mut TargetCrossEntropy, &model, &rows, Draws { seed: 0, epoch });
@@ -497,7 +497,7 @@ impl EmbeddingAttack for FirstTokens {
 fn a_warm_start_keeps_the_last_of_several_perturbations_where_it_perturbed() {
     let (model, rows) = (decoder(), batch((0..3).map(robust).collect()));
     let settings = AttackSettings { warm_start: true, ..AttackSettings::default() };
-    let mut runner = AttackRunner::new(settings, &threat(), &model).unwrap();
+    let mut runner = AttackRunner::new(settings, &Pgd { threat: threat(), ..Pgd::default() }, &model).unwrap();
     let mut run = |attack: &mut dyn EmbeddingAttack| {
         let draws = Draws { seed: 0, epoch: 0 };
         runner.run(attack, &mut TargetCrossEntropy, &model, &rows, draws).unwrap().perturbations
@@ -578,6 +578,15 @@ fn what_lies_outside_region_or_sites_is_refused() {
             assert!(error.contains("[Block(1)]") && error.contains(&format!("found {site:?}")), "{error}");
         }
     }
+}
+
+#[test]
+fn an_attack_that_returns_nothing_is_refused() {
+    let mut nothing = FirstTokens { threat: threat(), sizes: Vec::new() };
+    let rows = batch(vec![robust(1)]);
+    let settings = AttackSettings::default();
+    let error = attacked(&mut nothing, &mut TargetCrossEntropy, settings, &decoder(), &rows).map(|_| ()).unwrap_err();
+    assert_eq!(error.to_string(), "perturbations of an attack: expected at least one, found 0");
 }
 
 #[test]

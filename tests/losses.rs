@@ -4,10 +4,10 @@
 mod toy;
 
 use advtrain::{
-    Adapter, AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AwayForm, Batch, CausalLm, ContinuationKind, CutOff,
-    CutOffForm, Decoder, Example, Floor, FloorForm, Input, Layout, LengthNormalisation, LossInput, Pass, Perturbation,
-    Place, PreferenceForm, Reduction, Result, RobustLoss, Site, SupervisedLoss, Term, TermValues, TrainSettings,
-    TrainableLm, TrainingData, UpdateSize, UtilityLoss,
+    Adapter, AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, AwayForm, Batch, CausalLm, ContinuationKind,
+    CutOff, CutOffForm, Decoder, EmbeddingAttack, Example, Floor, FloorForm, Input, Layout, LengthNormalisation,
+    LossInput, Pass, Perturbation, Pgd, Place, PreferenceForm, Reduction, Result, RobustLoss, Site, SupervisedLoss,
+    Term, TermValues, TrainSettings, TrainableLm, TrainerBuilder, TrainingData, UpdateSize, UtilityLoss,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
@@ -358,4 +358,50 @@ fn reference_hidden_states_are_the_original_models_on_the_unperturbed_rows() {
     let off = Pass { adapter: Adapter::Off, ..Pass::default() };
     let perturbed = model.hidden(&Input::of_batch(&model, &rows, Some(&d), off).unwrap()).unwrap();
     assert!((perturbed.last - found.last).abs().max().double_value(&[]) > 1e-3);
+}
+
+#[test]
+fn settings_out_of_range_are_refused_when_the_trainer_is_built() {
+    let cut_off = |threshold| CutOff { threshold, slope: 0.001, form: CutOffForm::Continuous };
+    let floor = |value| AdvIpoLoss { harmful_floor: Floor { value, form: FloorForm::Clamp }, ..AdvIpoLoss::default() };
+    let form = |form| AdvIpoLoss { form, ..AdvIpoLoss::default() };
+    let ul = AdvUlLoss::default;
+    let robust_losses: Vec<(Box<dyn RobustLoss>, &str)> = vec![
+        (Box::new(AdvIpoLoss { beta: -1.0, ..AdvIpoLoss::default() }), "loss.adv_ipo.beta = -1"),
+        (Box::new(AdvIpoLoss { weight: f64::NAN, ..AdvIpoLoss::default() }), "loss.adv_ipo.weight = NaN"),
+        (Box::new(floor(f64::NAN)), "loss.adv_ipo.harmful_floor.value = NaN"),
+        (Box::new(floor(0.5)), "loss.adv_ipo.harmful_floor.value = 0.5"),
+        (Box::new(form(PreferenceForm::SimPo { margin: f64::NAN })), "loss.adv_ipo.form.sim_po.margin = NaN"),
+        (
+            Box::new(form(PreferenceForm::Dpo { label_smoothing: 0.5 })),
+            "loss.adv_ipo.form.dpo.label_smoothing = 0.5: must be at least 0 and below 0.5",
+        ),
+        (
+            Box::new(AdvUlLoss { away_cut_off: cut_off(f64::NAN), ..ul() }),
+            "loss.adv_ul.away_cut_off.threshold = NaN: must be finite",
+        ),
+        (
+            Box::new(AdvUlLoss { toward_cut_off: cut_off(f64::INFINITY), ..ul() }),
+            "loss.adv_ul.toward_cut_off.threshold = inf: must be finite",
+        ),
+        (Box::new(AdvUlLoss { toward_weight: -0.5, ..ul() }), "loss.adv_ul.toward_weight = -0.5"),
+    ];
+    let with = |loss: Box<dyn RobustLoss>, weight| {
+        AdversarialTrainer::builder(with_lora(0.0))
+            .robust(loss)
+            .utility(SupervisedLoss { weight })
+            .data(TrainingData { robust: vec![robust(1)], utility: vec![useful(1)] })
+            .settings(TrainSettings { batch_size: 2, utility_share: 0.5, ..TrainSettings::default() })
+    };
+    let refused = |builder: TrainerBuilder<Decoder>| builder.build().map(|_| ()).unwrap_err().to_string();
+    for (loss, expected) in robust_losses {
+        let error = refused(with(loss, 1.0));
+        assert!(error.contains(expected), "{error} does not say {expected}");
+    }
+    let good = || Box::new(floor(f64::NEG_INFINITY)) as Box<dyn RobustLoss>;
+    assert_eq!(refused(with(good(), -1.0)), "utility.weight = -1: must be at least 0 and finite");
+    let attack = |attack| with(good(), 1.0).attack(attack, AttackSettings::default());
+    let boxed = Box::new(Pgd { steps: 0, ..Pgd::default() }) as Box<dyn EmbeddingAttack>;
+    assert_eq!(refused(attack(boxed)), "attack.steps = 0: must be at least 1");
+    assert!(attack(Box::new(Pgd::default())).build().is_ok());
 }

@@ -70,11 +70,20 @@ pub trait EmbeddingAttack: Send {
     /// The threat set.
     fn threat(&self) -> &ThreatModel;
 
-    /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages.
+    /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages. No
+    /// perturbation at all is an error: an attack that finds nothing returns [`Probe::zero`].
     ///
     /// # Errors
     /// Whatever the attack meets.
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>>;
+
+    /// Checks the attack's own settings; the framework checks the threat set itself. Called before the attack is first run.
+    ///
+    /// # Errors
+    /// Names the first setting out of range, its value and what is allowed.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Replaces the prompts of a batch before it is perturbed (a discrete seed: a paraphrase, a string found by a token
     /// search), or does not. Rows, their ids and their continuations must stay.
@@ -123,6 +132,9 @@ impl<A: EmbeddingAttack + ?Sized> EmbeddingAttack for Box<A> {
     }
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
         (**self).perturb(probe)
+    }
+    fn validate(&self) -> Result<()> {
+        (**self).validate()
     }
     fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
         (**self).reseed(model, batch, draws)

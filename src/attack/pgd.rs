@@ -104,40 +104,6 @@ impl Pgd {
         }
     }
 
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first field out of range, its value and what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        self.threat.validate()?;
-        if self.steps == 0 {
-            return Err(Error::setting("attack.steps", 0, "at least 1"));
-        }
-        let (StepSize::Absolute(size) | StepSize::Constant(size) | StepSize::Decaying(size)) = self.size;
-        if !(size > 0.0 && size.is_finite()) {
-            return Err(Error::setting("attack.size", size, "above 0 and finite"));
-        }
-        if let Some(Momentum { decay }) = self.momentum
-            && !(0.0..1.0).contains(&decay)
-        {
-            return Err(Error::setting("attack.momentum.decay", decay, "at least 0 and below 1"));
-        }
-        if let StepRule::Adam { beta1, beta2, epsilon } = self.rule {
-            for (field, beta) in [("attack.rule.adam.beta1", beta1), ("attack.rule.adam.beta2", beta2)] {
-                if !(0.0..1.0).contains(&beta) {
-                    return Err(Error::setting(field, beta, "at least 0 and below 1"));
-                }
-            }
-            if !(epsilon > 0.0 && epsilon.is_finite()) {
-                return Err(Error::setting("attack.rule.adam.epsilon", epsilon, "above 0"));
-            }
-            if self.momentum.is_some() {
-                return Err(Error::setting("attack.momentum", "set", "left out with Adam, which has its own"));
-            }
-        }
-        Ok(())
-    }
-
     /// What a step multiplies its direction by.
     fn length(&self, step: usize, hidden_size: i64, radius: f64) -> f64 {
         let unit = if self.moves_numbers() && self.threat.norm != Norm::Linf {
@@ -222,6 +188,36 @@ impl Pgd {
 impl EmbeddingAttack for Pgd {
     fn threat(&self) -> &ThreatModel {
         &self.threat
+    }
+
+    fn validate(&self) -> Result<()> {
+        self.threat.validate()?;
+        if self.steps == 0 {
+            return Err(Error::setting("attack.steps", 0, "at least 1"));
+        }
+        let (StepSize::Absolute(size) | StepSize::Constant(size) | StepSize::Decaying(size)) = self.size;
+        if !(size > 0.0 && size.is_finite()) {
+            return Err(Error::setting("attack.size", size, "above 0 and finite"));
+        }
+        if let Some(Momentum { decay }) = self.momentum
+            && !(0.0..1.0).contains(&decay)
+        {
+            return Err(Error::setting("attack.momentum.decay", decay, "at least 0 and below 1"));
+        }
+        if let StepRule::Adam { beta1, beta2, epsilon } = self.rule {
+            for (field, beta) in [("attack.rule.adam.beta1", beta1), ("attack.rule.adam.beta2", beta2)] {
+                if !(0.0..1.0).contains(&beta) {
+                    return Err(Error::setting(field, beta, "at least 0 and below 1"));
+                }
+            }
+            if !(epsilon > 0.0 && epsilon.is_finite()) {
+                return Err(Error::setting("attack.rule.adam.epsilon", epsilon, "above 0"));
+            }
+            if self.momentum.is_some() {
+                return Err(Error::setting("attack.momentum", "set", "left out with Adam, which has its own"));
+            }
+        }
+        Ok(())
     }
 
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {

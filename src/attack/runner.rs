@@ -129,13 +129,15 @@ pub struct AttackRunner {
 type BestSoFar = Option<(Vec<f64>, Perturbation)>;
 
 impl AttackRunner {
-    /// For attacks with this threat set on this model. The radius is fixed here, since the embeddings that it may be
-    /// relative to can change in training.
+    /// For this attack on this model. The radius is fixed here, since the embeddings that it may be relative to can change in
+    /// training.
     ///
     /// # Errors
     /// If a setting is out of range, a site is not in the model, or libtorch fails.
-    pub fn new(settings: AttackSettings, threat: &ThreatModel, model: &dyn CausalLm) -> Result<Self> {
+    pub fn new(settings: AttackSettings, attack: &dyn EmbeddingAttack, model: &dyn CausalLm) -> Result<Self> {
         settings.validate()?;
+        attack.validate()?;
+        let threat = attack.threat();
         threat.validate()?;
         threat.check_sites(model)?;
         Ok(Self { settings, radius: threat.radius_for(model)?, warm: WarmStarts::default() })
@@ -215,6 +217,9 @@ impl AttackRunner {
             probe.warm = (self.settings.warm_start && restart == 0).then_some(&self.warm);
             probe.draw_from(draws, restart);
             let returned = attack.perturb(&mut probe)?;
+            if returned.is_empty() {
+                return Err(Error::mismatch("perturbations of an attack", "at least one", 0));
+            }
             found = returned.iter().map(|one| probe.project(one)).collect::<Result<Vec<_>>>()?;
             if self.must_compare() {
                 best = Some(self.compare(&mut probe, &found, best)?);

@@ -96,7 +96,7 @@ pub fn attack_examples(
     }
     let frozen = model.frozen(measurement.attack.dropout)?;
     let model = frozen.as_deref().unwrap_or(model);
-    let mut runner = AttackRunner::new(measurement.attack.clone(), attack.threat(), model)?;
+    let mut runner = AttackRunner::new(measurement.attack.clone(), attack, model)?;
     let mut evaluation = EmbeddingEvaluation::default();
     for examples in examples.chunks(measurement.rows.max(1)) {
         let batch = Batch::of_kind(examples, ContinuationKind::Harmful, model.device())?;

@@ -24,7 +24,7 @@ const REFERENCE_HARMFUL: &str = "reference_harmful";
 /// | `form` | `ipo` | the function of h | |
 /// | `beta` | 0.25 | IPO: the margin is 1/(2 beta) nats per token; others: the slope | above 0 |
 /// | `length` | `mean` | log-probabilities per token, or of the whole continuation | |
-/// | `harmful_floor` | -5, clamped | floor of lp of each harmful token; not of lp0 | |
+/// | `harmful_floor` | -5, clamped | floor of lp of each harmful token; not of lp0 | at most 0; -inf: none |
 /// | `weight` | 1 | the term's weight | at least 0 |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -113,26 +113,6 @@ impl Floor {
 }
 
 impl AdvIpoLoss {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first field out of range, its value and what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        if !(self.beta > 0.0 && self.beta.is_finite()) {
-            return Err(Error::setting("loss.adv_ipo.beta", self.beta, "above 0"));
-        }
-        if !(self.weight >= 0.0 && self.weight.is_finite()) {
-            return Err(Error::setting("loss.adv_ipo.weight", self.weight, "at least 0 and finite"));
-        }
-        if let PreferenceForm::Dpo { label_smoothing } = self.form
-            && !(0.0..0.5).contains(&label_smoothing)
-        {
-            let field = "loss.adv_ipo.form.dpo.label_smoothing";
-            return Err(Error::setting(field, label_smoothing, "at least 0 and below 0.5"));
-        }
-        Ok(())
-    }
-
     fn has_reference(&self) -> bool {
         !matches!(self.form, PreferenceForm::SimPo { .. })
     }
@@ -162,6 +142,30 @@ impl AdvIpoLoss {
 }
 
 impl RobustLoss for AdvIpoLoss {
+    fn validate(&self) -> Result<()> {
+        if !(self.beta > 0.0 && self.beta.is_finite()) {
+            return Err(Error::setting("loss.adv_ipo.beta", self.beta, "above 0"));
+        }
+        if !(self.weight >= 0.0 && self.weight.is_finite()) {
+            return Err(Error::setting("loss.adv_ipo.weight", self.weight, "at least 0 and finite"));
+        }
+        let floor = self.harmful_floor.value;
+        if floor.is_nan() || floor > 0.0 {
+            let allowed = "a log-probability: at most 0, or -inf for no floor";
+            return Err(Error::setting("loss.adv_ipo.harmful_floor.value", floor, allowed));
+        }
+        match self.form {
+            PreferenceForm::Dpo { label_smoothing } if !(0.0..0.5).contains(&label_smoothing) => {
+                let field = "loss.adv_ipo.form.dpo.label_smoothing";
+                Err(Error::setting(field, label_smoothing, "at least 0 and below 0.5"))
+            }
+            PreferenceForm::SimPo { margin } if !margin.is_finite() => {
+                Err(Error::setting("loss.adv_ipo.form.sim_po.margin", margin, "finite"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     fn needs(&self) -> &[ContinuationKind] {
         &[ContinuationKind::Harmful, ContinuationKind::Safe]
     }
@@ -238,9 +242,10 @@ mod tests {
     #[test]
     fn a_published_floor_makes_an_unlikely_token_certain() {
         let log_probs = Tensor::from_slice(&[-1.0, -7.0]);
-        let floor = |form| tensor::numbers(&Floor { value: -5.0, form }.apply(&log_probs).unwrap()).unwrap();
-        assert_eq!(floor(FloorForm::Clamp), [-1.0, -5.0]);
-        assert_eq!(floor(FloorForm::Zero), [-1.0, 0.0]);
+        let floor = |value, form| tensor::numbers(&Floor { value, form }.apply(&log_probs).unwrap()).unwrap();
+        assert_eq!(floor(-5.0, FloorForm::Clamp), [-1.0, -5.0]);
+        assert_eq!(floor(-5.0, FloorForm::Zero), [-1.0, 0.0]);
+        assert_eq!(floor(f64::NEG_INFINITY, FloorForm::Clamp), [-1.0, -7.0]);
     }
 
     #[test]

@@ -62,24 +62,6 @@ impl Default for AdvUlLoss {
 }
 
 impl AdvUlLoss {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first field out of range, its value and what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        for (field, value) in [
-            ("loss.adv_ul.away_weight", self.away_weight),
-            ("loss.adv_ul.toward_weight", self.toward_weight),
-            ("loss.adv_ul.away_cut_off.slope", self.away_cut_off.slope),
-            ("loss.adv_ul.toward_cut_off.slope", self.toward_cut_off.slope),
-        ] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::setting(field, value, "at least 0 and finite"));
-            }
-        }
-        Ok(())
-    }
-
     fn away_values(&self, log_probs: &Tensor) -> Result<Tensor> {
         match self.away {
             AwayForm::NegativeCrossEntropy => Ok(log_probs.shallow_clone()),
@@ -93,6 +75,28 @@ impl AdvUlLoss {
 }
 
 impl RobustLoss for AdvUlLoss {
+    fn validate(&self) -> Result<()> {
+        for (field, value) in [
+            ("loss.adv_ul.away_weight", self.away_weight),
+            ("loss.adv_ul.toward_weight", self.toward_weight),
+            ("loss.adv_ul.away_cut_off.slope", self.away_cut_off.slope),
+            ("loss.adv_ul.toward_cut_off.slope", self.toward_cut_off.slope),
+        ] {
+            if !(value >= 0.0 && value.is_finite()) {
+                return Err(Error::setting(field, value, "at least 0 and finite"));
+            }
+        }
+        for (field, cut_off) in [
+            ("loss.adv_ul.away_cut_off.threshold", self.away_cut_off),
+            ("loss.adv_ul.toward_cut_off.threshold", self.toward_cut_off),
+        ] {
+            if !cut_off.threshold.is_finite() {
+                return Err(Error::setting(field, cut_off.threshold, "finite; a slope of 1 is no cut-off"));
+            }
+        }
+        Ok(())
+    }
+
     fn needs(&self) -> &[ContinuationKind] {
         &[ContinuationKind::Harmful, ContinuationKind::Safe]
     }

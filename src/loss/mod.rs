@@ -123,6 +123,14 @@ pub trait RobustLoss: Send {
         std::any::type_name::<Self>().to_string()
     }
 
+    /// Checks every setting. Called when the trainer is built.
+    ///
+    /// # Errors
+    /// Names the first setting out of range, its value and what is allowed.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// The kinds of continuation that every row must have; checked when the trainer is built.
     fn needs(&self) -> &[ContinuationKind] {
         &[ContinuationKind::Harmful]
@@ -163,6 +171,14 @@ pub trait UtilityLoss: Send {
         std::any::type_name::<Self>().to_string()
     }
 
+    /// Checks every setting. Called when the trainer is built.
+    ///
+    /// # Errors
+    /// Names the first setting out of range, its value and what is allowed.
+    fn validate(&self) -> Result<()> {
+        Ok(())
+    }
+
     /// Whether [`UtilityLoss::terms`] calls [`LossInput::reference_hidden`]: then the model must have an adapter.
     fn uses_reference(&self) -> bool {
         false
@@ -175,6 +191,9 @@ impl<L: RobustLoss + ?Sized> RobustLoss for Box<L> {
     }
     fn describe(&self) -> String {
         (**self).describe()
+    }
+    fn validate(&self) -> Result<()> {
+        (**self).validate()
     }
     fn needs(&self) -> &[ContinuationKind] {
         (**self).needs()
@@ -196,6 +215,9 @@ impl<L: UtilityLoss + ?Sized> UtilityLoss for Box<L> {
     }
     fn describe(&self) -> String {
         (**self).describe()
+    }
+    fn validate(&self) -> Result<()> {
+        (**self).validate()
     }
     fn uses_reference(&self) -> bool {
         (**self).uses_reference()

@@ -19,20 +19,14 @@ impl Default for SupervisedLoss {
     }
 }
 
-impl SupervisedLoss {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// If the weight is negative or not finite.
-    pub fn validate(&self) -> Result<()> {
+impl UtilityLoss for SupervisedLoss {
+    fn validate(&self) -> Result<()> {
         if !(self.weight >= 0.0 && self.weight.is_finite()) {
             return Err(Error::setting("utility.weight", self.weight, "at least 0 and finite"));
         }
         Ok(())
     }
-}
 
-impl UtilityLoss for SupervisedLoss {
     fn describe(&self) -> String {
         format!("{self:?}")
     }

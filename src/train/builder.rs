@@ -103,6 +103,8 @@ impl<M: TrainableLm> TrainerBuilder<M> {
     /// float16, or a loss compares with the original model and there is no adapter that could be switched off.
     pub fn build(self) -> Result<AdversarialTrainer<M>> {
         self.settings.validate()?;
+        self.robust.as_ref().map_or(Ok(()), |loss| loss.validate())?;
+        self.utility.as_ref().map_or(Ok(()), |loss| loss.validate())?;
         self.check_model()?;
         self.check_rows()?;
         let identity = self.identity()?;

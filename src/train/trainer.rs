@@ -97,7 +97,7 @@ impl Attacking {
         objective: Box<dyn AttackObjective>,
         model: &dyn CausalLm,
     ) -> Result<Self> {
-        let runner = AttackRunner::new(settings, attack.threat(), model)?;
+        let runner = AttackRunner::new(settings, attack.as_ref(), model)?;
         let radius = runner.radius();
         if let Some(reach) = attack.reach(model.hidden_size(), radius).filter(|reach| *reach < radius) {
             tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");

@@ -80,7 +80,7 @@ pub fn attacked(
     model: &dyn CausalLm,
     batch: &Batch,
 ) -> Result<AttackOutcome> {
-    let mut runner = AttackRunner::new(settings, attack.threat(), model)?;
+    let mut runner = AttackRunner::new(settings, attack, model)?;
     runner.run(attack, objective, model, batch, Draws { seed: 7, epoch: 0 })
 }
 
