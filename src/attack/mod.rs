@@ -67,7 +67,8 @@ use crate::{Batch, CausalLm, Perturbation, Result};
 /// }
 /// ```
 pub trait EmbeddingAttack: Send {
-    /// The threat set.
+    /// The threat set. Read for every batch, between [`EmbeddingAttack::reseed`] and [`EmbeddingAttack::perturb`]: an attack
+    /// that changes it from batch to batch does so in the former, and keeps it until the next batch.
     fn threat(&self) -> &ThreatModel;
 
     /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages. No
@@ -116,7 +117,7 @@ pub trait EmbeddingAttack: Send {
         Ok(Vec::new())
     }
 
-    /// Takes back what [`EmbeddingAttack::state`] gave.
+    /// Takes back what [`EmbeddingAttack::state`] gave, sorted by name, on the model's device.
     ///
     /// # Errors
     /// If the state is not this attack's.

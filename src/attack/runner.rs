@@ -121,7 +121,10 @@ impl AttackStatistics {
 #[derive(Debug)]
 pub struct AttackRunner {
     settings: AttackSettings,
-    radius: f64,
+    /// The threat set of the last run, or of the attack that the runner was made for. Checked.
+    threat: ThreatModel,
+    /// What a relative radius is relative to.
+    embedding_norm: f64,
     warm: WarmStarts,
 }
 
@@ -129,23 +132,22 @@ pub struct AttackRunner {
 type BestSoFar = Option<(Vec<f64>, Perturbation)>;
 
 impl AttackRunner {
-    /// For this attack on this model. The radius is fixed here, since the embeddings that it may be relative to can change in
-    /// training.
+    /// For this attack on this model. The mean norm of the embeddings, which a radius may be relative to, is taken here, since
+    /// the embeddings can change in training.
     ///
     /// # Errors
     /// If a setting is out of range, a site is not in the model, or libtorch fails.
     pub fn new(settings: AttackSettings, attack: &dyn EmbeddingAttack, model: &dyn CausalLm) -> Result<Self> {
         settings.validate()?;
         attack.validate()?;
-        let threat = attack.threat();
-        threat.validate()?;
-        threat.check_sites(model)?;
-        Ok(Self { settings, radius: threat.radius_for(model)?, warm: WarmStarts::default() })
+        let threat = attack.threat().clone();
+        threat.check(model)?;
+        Ok(Self { settings, threat, embedding_norm: model.mean_embedding_norm()?, warm: WarmStarts::default() })
     }
 
-    /// Epsilon in the units of what is perturbed.
+    /// Epsilon in the units of what is perturbed: of the last run's threat set, or before that of the attack's first one.
     pub fn radius(&self) -> f64 {
-        self.radius
+        self.threat.radius_for(self.embedding_norm)
     }
 
     /// Perturbations kept from earlier attacks.
@@ -161,8 +163,8 @@ impl AttackRunner {
     /// Attacks the rows of a batch that have a continuation of the attacked kind. No weight's gradient changes.
     ///
     /// # Errors
-    /// If the attack, the objective or the model fails, an objective is not finite, or what comes back is outside the
-    /// threat set.
+    /// If the attack, the objective or the model fails, an objective is not finite, what comes back is nothing or outside the
+    /// threat set, or the threat set is another than before and does not fit the model.
     pub fn run(
         &mut self,
         attack: &mut dyn EmbeddingAttack,
@@ -177,19 +179,23 @@ impl AttackRunner {
         if let Some(reseeded) = &reseeded {
             check_reseeded(batch, reseeded)?;
         }
-        let threat = attack.threat().clone();
+        if *attack.threat() != self.threat {
+            attack.threat().check(model)?;
+            self.threat = attack.threat().clone();
+        }
+        let rows = self.threat.rows;
         let whole = reseeded.as_ref().unwrap_or(batch);
-        let Some(selection) = whole.select(&[threat.rows])? else {
+        let Some(selection) = whole.select(&[rows])? else {
             return Ok(AttackOutcome { batch: reseeded, perturbations: Vec::new(), statistics: Default::default() });
         };
         {
             let _guard = tch::no_grad_guard();
-            objective.prepare(model, &selection.batch, threat.rows)?;
+            objective.prepare(model, &selection.batch, rows)?;
         }
         let mut statistics =
-            AttackStatistics { rows: selection.batch.rows(), radius: self.radius, ..Default::default() };
-        let found = self.restarts(attack, &*objective, model, &selection.batch, &threat, draws, &mut statistics)?;
-        self.measure(&threat, &found, &mut statistics)?;
+            AttackStatistics { rows: selection.batch.rows(), radius: self.radius(), ..Default::default() };
+        let found = self.restarts(attack, &*objective, model, &selection.batch, draws, &mut statistics)?;
+        self.measure(&found, &mut statistics)?;
         if let (true, Some(last)) = (self.settings.warm_start, found.last()) {
             self.warm.keep(last, &selection.batch)?;
         }
@@ -197,21 +203,19 @@ impl AttackRunner {
         Ok(AttackOutcome { batch: reseeded, perturbations, statistics })
     }
 
-    #[allow(clippy::too_many_arguments, reason = "the pieces of one attack, taken apart once")]
     fn restarts(
         &self,
         attack: &mut dyn EmbeddingAttack,
         objective: &dyn AttackObjective,
         model: &dyn CausalLm,
         batch: &Batch,
-        threat: &ThreatModel,
         draws: Draws,
         statistics: &mut AttackStatistics,
     ) -> Result<Vec<Perturbation>> {
         let mut best: BestSoFar = None;
         let mut found = Vec::new();
         for restart in 0..self.settings.restarts {
-            let mut probe = Probe::new(model, batch, objective, threat, self.radius);
+            let mut probe = Probe::new(model, batch, objective, &self.threat, self.radius());
             probe.dropout = self.settings.dropout;
             probe.start = self.settings.start;
             probe.warm = (self.settings.warm_start && restart == 0).then_some(&self.warm);
@@ -260,12 +264,13 @@ impl AttackRunner {
         }
     }
 
-    fn measure(&self, threat: &ThreatModel, found: &[Perturbation], statistics: &mut AttackStatistics) -> Result<()> {
+    fn measure(&self, found: &[Perturbation], statistics: &mut AttackStatistics) -> Result<()> {
+        let radius = self.radius();
         for perturbation in found {
-            let extent = threat.measure(perturbation, self.radius)?;
+            let extent = self.threat.measure(perturbation, radius)?;
             statistics.tokens += extent.tokens;
             statistics.tokens_at_edge += extent.at_edge;
-            statistics.relative_size += extent.size_sum / self.radius;
+            statistics.relative_size += extent.size_sum / radius;
         }
         Ok(())
     }

@@ -115,8 +115,9 @@ impl ThreatModel {
         Ok(())
     }
 
-    /// Checks that the model has every site.
-    pub(super) fn check_sites(&self, model: &dyn CausalLm) -> Result<()> {
+    /// Checks every field, and that the model has every site.
+    pub(super) fn check(&self, model: &dyn CausalLm) -> Result<()> {
+        self.validate()?;
         let lacking = |site: &&Site| matches!(site, Site::Block(block) if *block >= model.layers());
         match self.sites.iter().find(lacking) {
             Some(site) => {
@@ -127,14 +128,11 @@ impl ThreatModel {
         }
     }
 
-    /// The radius for a model, in the units of what is perturbed.
-    ///
-    /// # Errors
-    /// If libtorch fails.
-    pub fn radius_for(&self, model: &dyn CausalLm) -> Result<f64> {
+    /// The radius in the units of what is perturbed, for a model of this [`CausalLm::mean_embedding_norm`].
+    pub fn radius_for(&self, mean_embedding_norm: f64) -> f64 {
         match self.radius {
-            Radius::Absolute(radius) => Ok(radius),
-            Radius::Relative(share) => Ok(share * model.mean_embedding_norm()?),
+            Radius::Absolute(radius) => radius,
+            Radius::Relative(share) => share * mean_embedding_norm,
         }
     }
 
