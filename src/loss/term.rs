@@ -116,8 +116,8 @@ impl Term {
         let micro_batches = update.micro_batches.max(1) as f64;
         let (loss, mean) = match &self.values {
             TermValues::Update(value) => {
-                let share = value.f_div_scalar(update.micro_batches_with_rows.max(1) as f64)?;
-                (share.shallow_clone(), share)
+                let micro_batches = update.micro_batches_with_rows.max(1) as f64;
+                (self.cut(value)?.f_div_scalar(micro_batches)?, value.f_div_scalar(micro_batches)?)
             }
             TermValues::Rows { values, tokens, .. } => {
                 if values.dim() != 1 {
@@ -225,5 +225,23 @@ mod tests {
             .reduce(Reduction::PerRow, UpdateSize { rows: 0, micro_batches: 7, micro_batches_with_rows: 4 })
             .unwrap();
         assert_eq!(numbers(&reduced.loss).unwrap(), [1.5]);
+    }
+
+    #[test]
+    fn a_number_for_the_update_is_cut_off_before_it_is_shared_out() {
+        let size = UpdateSize { rows: 0, micro_batches: 4, micro_batches_with_rows: 4 };
+        let reduced = |value: f64| {
+            let values = TermValues::Update(Tensor::from(value));
+            let penalty =
+                Term { name: "p".into(), weight: 2.0, values, cut_off: Some(cut_off(CutOffForm::Continuous)) };
+            let reduced = penalty.reduce(Reduction::PerRow, size).unwrap();
+            [&reduced.loss, &reduced.mean].map(|tensor| number(tensor).unwrap())
+        };
+        // A quarter of -6 is not below the threshold of -5.
+        for (value, cut) in [(-6.0, -5.001), (-4.0, -4.0)] {
+            let [loss, mean] = reduced(value);
+            assert_relative_eq!(loss, 2.0 * cut / 4.0, epsilon = 1e-12);
+            assert_relative_eq!(mean, value / 4.0, epsilon = 1e-12);
+        }
     }
 }
