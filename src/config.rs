@@ -224,10 +224,11 @@ impl RunConfig {
             return Err(Error::setting("data.max_tokens", self.data.max_tokens, "at least 2"));
         }
         self.lora.validate()?;
+        self.attack_settings.validate()?;
         if let Some(attack) = &self.attack {
             attack.validate()?;
+            self.attack_settings.check_restarts(attack)?;
         }
-        self.attack_settings.validate()?;
         self.loss.validate()?;
         self.utility.validate()?;
         self.train.validate()

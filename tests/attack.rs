@@ -580,6 +580,64 @@ fn what_lies_outside_region_or_sites_is_refused() {
     }
 }
 
+/// A random point, mostly at the edge of the ball.
+struct Random(ThreatModel);
+
+impl EmbeddingAttack for Random {
+    fn threat(&self) -> &ThreatModel {
+        &self.0
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let radius = probe.radius();
+        Ok(vec![probe.draw(&StandardNormal)?.map(|values| Ok(values * radius))?])
+    }
+
+    fn is_random(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn restarts_that_would_end_alike_are_refused_and_others_are_not() {
+    let (model, rows) = (decoder(), batch((0..4).map(robust).collect()));
+    let settings = |start, restarts, warm_start, dropout| AttackSettings {
+        start,
+        restarts,
+        warm_start,
+        dropout,
+        ..AttackSettings::default()
+    };
+    let (zero, uniform) = (Start::Zero, Start::Uniform);
+    let (pgd, boxed) = (Pgd::default(), Box::new(Random(threat())) as Box<dyn EmbeddingAttack>);
+    for (attack, settings, most) in [
+        (&pgd as &dyn EmbeddingAttack, settings(zero, 2, false, false), Some(1)),
+        (&pgd, settings(zero, 2, true, false), None),
+        (&pgd, settings(zero, 3, true, false), Some(2)),
+        (&pgd, settings(zero, 3, false, true), None),
+        (&pgd, settings(uniform, 3, false, false), None),
+        (&boxed, settings(zero, 3, false, false), None),
+    ] {
+        let what = format!("{settings:?}");
+        let restarts = settings.restarts;
+        let made = AttackRunner::new(settings, attack, &model).map(|_| ());
+        match most {
+            None => made.unwrap_or_else(|error| panic!("{what}: {error}")),
+            Some(most) => {
+                let error = made.expect_err(&what).to_string();
+                let expected = format!("attack_settings.restarts = {restarts}: must be at most {most} where");
+                assert!(error.starts_with(&expected), "{error}");
+            }
+        }
+    }
+    // They do end apart: the best of four is better.
+    let losses = |restarts| {
+        let outcome = run(&mut Random(threat()), &settings(zero, restarts, false, false), &model, &rows);
+        harmful_loss(&model, &rows, &outcome.perturbations[0])
+    };
+    assert_never_worse(&losses(4), &losses(1));
+}
+
 #[test]
 fn an_attack_that_returns_nothing_is_refused() {
     let mut nothing = FirstTokens { threat: threat(), sizes: Vec::new() };

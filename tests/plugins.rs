@@ -213,6 +213,10 @@ impl EmbeddingAttack for Turns {
         self.attacks.iter().try_for_each(|attack| attack.validate())
     }
 
+    fn is_random(&self) -> bool {
+        self.attacks.iter().all(|attack| attack.is_random())
+    }
+
     fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
         self.begun += 1;
         let index = self.index();

@@ -64,6 +64,10 @@ use crate::{Batch, CausalLm, Perturbation, Result};
 ///         }
 ///         Ok(vec![best])
 ///     }
+///
+///     fn is_random(&self) -> bool {
+///         true
+///     }
 /// }
 /// ```
 pub trait EmbeddingAttack: Send {
@@ -84,6 +88,12 @@ pub trait EmbeddingAttack: Send {
     /// Names the first setting out of range, its value and what is allowed.
     fn validate(&self) -> Result<()> {
         Ok(())
+    }
+
+    /// Whether [`EmbeddingAttack::perturb`] draws random numbers of its own, so that restarts from the same start end apart:
+    /// of an attack that does not, restarts that all begin at zero are refused.
+    fn is_random(&self) -> bool {
+        false
     }
 
     /// Replaces the prompts of a batch before it is perturbed (a discrete seed: a paraphrase, a string found by a token
@@ -136,6 +146,9 @@ impl<A: EmbeddingAttack + ?Sized> EmbeddingAttack for Box<A> {
     }
     fn validate(&self) -> Result<()> {
         (**self).validate()
+    }
+    fn is_random(&self) -> bool {
+        (**self).is_random()
     }
     fn reseed(&mut self, model: &dyn CausalLm, batch: &Batch, draws: Draws) -> Result<Option<Batch>> {
         (**self).reseed(model, batch, draws)

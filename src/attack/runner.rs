@@ -23,7 +23,7 @@ pub enum Iterate {
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
 /// | `start` | `zero` | where each restart begins | |
-/// | `restarts` | 1 | run so often, keep the best of each row | at least 1 |
+/// | `restarts` | 1 | run so often, keep the best of each row | at least 1; more only where they begin or end apart |
 /// | `iterate` | `last` | which iterate counts | |
 /// | `warm_start` | false | begin the first restart where the same row's last attack ended | |
 /// | `dropout` | false | the adapter's dropout on, redrawn at every pass | |
@@ -57,12 +57,17 @@ impl AttackSettings {
         if self.restarts == 0 {
             return Err(Error::setting("attack_settings.restarts", 0, "at least 1"));
         }
-        if self.restarts > 1 && self.start == Start::Zero && !self.warm_start && !self.dropout {
-            return Err(Error::setting(
-                "attack_settings.restarts",
-                self.restarts,
-                "1 where every restart would begin at zero; set start = \"uniform\" or \"gaussian\"",
-            ));
+        Ok(())
+    }
+
+    /// Refuses restarts that would begin alike, and so end alike.
+    pub(crate) fn check_restarts(&self, attack: &dyn EmbeddingAttack) -> Result<()> {
+        // With warm starts the first one begins apart from the others.
+        let most = if self.warm_start { 2 } else { 1 };
+        if self.restarts > most && self.start == Start::Zero && !self.dropout && !attack.is_random() {
+            let allowed =
+                format!("at most {most} where more would begin at zero alike; set start = \"uniform\" or \"gaussian\"");
+            return Err(Error::setting("attack_settings.restarts", self.restarts, allowed));
         }
         Ok(())
     }
@@ -139,6 +144,7 @@ impl AttackRunner {
     /// If a setting is out of range, a site is not in the model, or libtorch fails.
     pub fn new(settings: AttackSettings, attack: &dyn EmbeddingAttack, model: &dyn CausalLm) -> Result<Self> {
         settings.validate()?;
+        settings.check_restarts(attack)?;
         attack.validate()?;
         let threat = attack.threat().clone();
         threat.check(model)?;
