@@ -274,35 +274,5 @@ impl RunConfig {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn presets_are_valid_and_come_back_whole() {
-        for algorithm in [Algorithm::AdvUl, Algorithm::AdvIpo] {
-            for preset in [Preset::Published, Preset::Corrected] {
-                let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
-                config.validate().unwrap();
-                let text = config.to_toml().unwrap();
-                assert_eq!(RunConfig::from_toml(&text, "a.toml").unwrap(), config, "{text}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_wrong_field_is_named() {
-        let base = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b).to_toml().unwrap();
-        for (old, new, in_message) in [
-            ("batch_size = 64", "batchsize = 64", "train.batchsize: unknown field"),
-            ("batch_size = 64", "batch_size = 0", "train.batch_size = 0: must be at least 1"),
-            ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1: must be above 0"),
-            ("beta = 0.25", "beta = 0", "beta"),
-            ("rank = 64", "rank = \"many\"", "lora.rank: invalid type"),
-        ] {
-            assert!(base.contains(old), "{base}");
-            let error = RunConfig::from_toml(&base.replacen(old, new, 1), "run.toml").unwrap_err().to_string();
-            assert!(error.contains(in_message), "{error}");
-            assert!(error.contains("run.toml"), "{error}");
-        }
-    }
-}
+#[path = "config_tests.rs"]
+mod tests;

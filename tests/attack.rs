@@ -639,6 +639,27 @@ fn restarts_that_would_end_alike_are_refused_and_others_are_not() {
 }
 
 #[test]
+fn the_measuring_attack_is_the_methods() {
+    let threat = ThreatModel { region: Region::UserContent, ..threat() };
+    let expected = Pgd {
+        threat: threat.clone(),
+        steps: 20,
+        rule: StepRule::L2,
+        momentum: Some(Momentum { decay: 0.9 }),
+        size: StepSize::Decaying(1.0),
+    };
+    assert_eq!(Pgd::measuring(threat), expected);
+    let expected = AttackSettings {
+        start: Start::Uniform,
+        restarts: 3,
+        iterate: Iterate::Best,
+        warm_start: false,
+        dropout: false,
+    };
+    assert_eq!(AttackSettings::measuring(), expected);
+}
+
+#[test]
 fn an_attack_that_returns_nothing_is_refused() {
     let mut nothing = FirstTokens { threat: threat(), sizes: Vec::new() };
     let rows = batch(vec![robust(1)]);

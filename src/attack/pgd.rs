@@ -92,8 +92,7 @@ impl Default for Pgd {
 
 impl Pgd {
     /// The attack that measures robustness, the same for all models compared: 20 steps along a momentum (0.9) of the
-    /// gradient normalised per token, (1 - t/20) epsilon long. Run it with [`super::AttackSettings`] of three restarts from
-    /// a uniform start, and the best iterate.
+    /// gradient normalised per token, (1 - t/20) epsilon long. Run it with [`super::AttackSettings::measuring`].
     pub fn measuring(threat: ThreatModel) -> Self {
         Self {
             threat,

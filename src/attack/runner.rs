@@ -49,6 +49,11 @@ impl Default for AttackSettings {
 }
 
 impl AttackSettings {
+    /// What goes around [`super::Pgd::measuring`]: the best iterate of three restarts from uniform starts.
+    pub fn measuring() -> Self {
+        Self { start: Start::Uniform, restarts: 3, iterate: Iterate::Best, ..Self::default() }
+    }
+
     /// Checks every field.
     ///
     /// # Errors

@@ -1,0 +1,154 @@
+//! Tests of the configuration file and the presets.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+
+use super::*;
+
+#[test]
+fn presets_are_valid_and_come_back_whole() {
+    for algorithm in [Algorithm::AdvUl, Algorithm::AdvIpo] {
+        for preset in [Preset::Published, Preset::Corrected] {
+            let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
+            config.validate().unwrap();
+            let text = config.to_toml().unwrap();
+            assert_eq!(RunConfig::from_toml(&text, "a.toml").unwrap(), config, "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_field_is_named() {
+    let base = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b).to_toml().unwrap();
+    for (old, new, in_message) in [
+        ("batch_size = 64", "batchsize = 64", "train.batchsize: unknown field"),
+        ("batch_size = 64", "batch_size = 0", "train.batch_size = 0: must be at least 1"),
+        ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1: must be above 0"),
+        ("beta = 0.25", "beta = 0", "beta"),
+        ("rank = 64", "rank = \"many\"", "lora.rank: invalid type"),
+    ] {
+        assert!(base.contains(old), "{base}");
+        let error = RunConfig::from_toml(&base.replacen(old, new, 1), "run.toml").unwrap_err().to_string();
+        assert!(error.contains(in_message), "{error}");
+        assert!(error.contains("run.toml"), "{error}");
+    }
+}
+
+const SHARED: &[(&str, &str)] = &[
+    ("attack.rule", "\"sign\""),
+    ("attack.steps", "10"),
+    ("attack.threat.bounded", "true"),
+    ("attack.threat.norm", "\"l2\""),
+    ("attack.threat.radius.relative", "0.075"),
+    ("attack.threat.region", "\"prompt\""),
+    ("attack.threat.rows", "\"harmful\""),
+    ("attack.threat.sites", "[\"embeddings\"]"),
+    ("attack_settings.iterate", "\"last\""),
+    ("attack_settings.restarts", "1"),
+    ("attack_settings.start", "\"zero\""),
+    ("attack_settings.warm_start", "false"),
+    ("lora.alpha", "16.0"),
+    ("lora.dropout", "0.1"),
+    ("lora.rank", "64"),
+    ("lora.rank_stabilised", "false"),
+    ("lora.target_modules", "[]"),
+    ("model.dtype", "\"auto\""),
+    ("train.batch_size", "64"),
+    ("train.checkpoint_every", "20"),
+    ("train.dropout", "true"),
+    ("train.keep_checkpoints", "2"),
+    ("train.micro_batch_size", "8"),
+    ("train.optimizer.beta1", "0.9"),
+    ("train.optimizer.beta2", "0.999"),
+    ("train.optimizer.epsilon", "1e-8"),
+    ("train.optimizer.learning_rate", "0.0002"),
+    ("train.optimizer.max_gradient_norm", "0.3"),
+    ("train.optimizer.weight_decay", "0.001"),
+    ("train.schedule.shape", "\"cosine\""),
+    ("train.seed", "0"),
+    ("utility.weight", "1.0"),
+];
+
+const ADV_UL: &[(&str, &str)] = &[
+    ("data.max_tokens", "256"),
+    ("loss.adv_ul.away", "\"negative_cross_entropy\""),
+    ("loss.adv_ul.away_cut_off.slope", "0.001"),
+    ("loss.adv_ul.away_cut_off.threshold", "-5.0"),
+    ("loss.adv_ul.away_weight", "0.5"),
+    ("loss.adv_ul.toward_cut_off.slope", "0.001"),
+    ("loss.adv_ul.toward_cut_off.threshold", "0.5"),
+    ("loss.adv_ul.toward_weight", "0.5"),
+    ("train.epochs", "5"),
+    ("train.utility_share", "0.875"),
+];
+
+const ADV_IPO: &[(&str, &str)] = &[
+    ("data.max_tokens", "128"),
+    ("loss.adv_ipo.beta", "0.25"),
+    ("loss.adv_ipo.form", "\"ipo\""),
+    ("loss.adv_ipo.harmful_floor.value", "-5.0"),
+    ("loss.adv_ipo.length", "\"mean\""),
+    ("loss.adv_ipo.weight", "1.0"),
+    ("train.epochs", "20"),
+    ("train.utility_share", "0.0"),
+];
+
+const PUBLISHED: &[(&str, &str)] = &[
+    ("attack.size.absolute", "0.0001"),
+    ("attack_settings.dropout", "true"),
+    ("data.turns", "\"last\""),
+    ("train.grouping", "\"as_drawn\""),
+    ("train.reduction", "\"micro_batch\""),
+    ("train.schedule.warm_up", "0.0"),
+];
+
+const CORRECTED: &[(&str, &str)] = &[
+    ("attack.size.decaying", "1.0"),
+    ("attack_settings.dropout", "false"),
+    ("data.turns", "\"all\""),
+    ("train.grouping", "\"by_length\""),
+    ("train.reduction", "\"per_row\""),
+    ("train.schedule.warm_up", "0.03"),
+];
+
+/// Every field of a configuration, by its full name.
+fn fields(value: &Value, name: &str, into: &mut BTreeMap<String, String>) {
+    match value {
+        Value::Object(map) => {
+            let dot = if name.is_empty() { "" } else { "." };
+            map.iter().for_each(|(key, value)| fields(value, &format!("{name}{dot}{key}"), into));
+        }
+        value => _ = into.insert(name.to_string(), value.to_string()),
+    }
+}
+
+/// The paper's hyper-parameters and the choices of its authors' implementation, field by field, and no other field.
+#[test]
+fn presets_hold_the_papers_numbers_and_differ_where_they_should() {
+    let cut_offs: fn(&str) -> Vec<(&str, &str)> =
+        |form| vec![("loss.adv_ul.away_cut_off.form", form), ("loss.adv_ul.toward_cut_off.form", form)];
+    let floor: fn(&str) -> Vec<(&str, &str)> = |form| vec![("loss.adv_ipo.harmful_floor.form", form)];
+    for (algorithm, preset, parts, forms) in [
+        (Algorithm::AdvUl, Preset::Published, [SHARED, ADV_UL, PUBLISHED], cut_offs("\"jumping\"")),
+        (Algorithm::AdvUl, Preset::Corrected, [SHARED, ADV_UL, CORRECTED], cut_offs("\"continuous\"")),
+        (Algorithm::AdvIpo, Preset::Published, [SHARED, ADV_IPO, PUBLISHED], floor("\"zero\"")),
+        (Algorithm::AdvIpo, Preset::Corrected, [SHARED, ADV_IPO, CORRECTED], floor("\"clamp\"")),
+    ] {
+        let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
+        let mut found = BTreeMap::new();
+        fields(&serde_json::to_value(config).unwrap(), "", &mut found);
+        let expected = parts.concat().into_iter().chain(forms);
+        let expected: BTreeMap<_, _> = expected.map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        assert_eq!(found, expected, "{algorithm:?}, {preset:?}");
+    }
+}
+
+#[test]
+fn the_models_of_the_paper_have_its_radii() {
+    use ModelPreset::{Gemma2b, Llama2_7b, Mistral7b, Phi3Mini, Zephyr7b};
+    for (model, radius) in [(Gemma2b, 0.1), (Phi3Mini, 0.1), (Mistral7b, 0.05), (Zephyr7b, 0.075), (Llama2_7b, 0.05)] {
+        let config = RunConfig::preset(Algorithm::AdvIpo, Preset::Published, model);
+        assert_eq!(config.attack.unwrap().threat.radius, Radius::Relative(radius), "{model:?}");
+    }
+}
