@@ -11,7 +11,7 @@ use advtrain::{
 };
 use approx::assert_relative_eq;
 use rand_distr::StandardNormal;
-use toy::{Bigram, HIDDEN, attacked, batch, cross_entropy, decoder, numbers, robust};
+use toy::{Bigram, HIDDEN, VOCABULARY, adapted, attacked, batch, cross_entropy, decoder, numbers, robust};
 
 const RADIUS: f64 = 0.6;
 
@@ -671,20 +671,119 @@ fn an_attack_that_returns_nothing_is_refused() {
 #[test]
 fn a_row_is_attacked_alike_in_any_company() {
     let model: Decoder = decoder();
-    let attack = |numbers: &[usize]| {
-        let rows = batch(numbers.iter().map(|number| robust(*number)).collect());
-        run(&mut steps(StepSize::Decaying(1.0)), &AttackSettings::default(), &model, &rows)
-    };
-    let together = attack(&[0, 1, 2, 3]);
-    let mut last = 0.0;
-    for number in 0..4 {
-        let alone = attack(&[number]);
-        last += alone.statistics.objective_last;
-        for (together, alone) in row(&together.perturbations[0], number).iter().zip(row(&alone.perturbations[0], 0)) {
-            assert!((together - alone).abs() < 1e-9 * RADIUS, "row {number}");
+    // Adam's epsilon feels how large a gradient is.
+    for rule in [StepRule::L2, StepRule::Adam { beta1: 0.9, beta2: 0.99, epsilon: 0.1 }] {
+        let attack = |numbers: &[usize]| {
+            let rows = batch(numbers.iter().map(|number| robust(*number)).collect());
+            let mut attack = Pgd { rule, ..steps(StepSize::Decaying(1.0)) };
+            run(&mut attack, &AttackSettings::default(), &model, &rows)
+        };
+        let together = attack(&[0, 1, 2, 3]);
+        let mut last = 0.0;
+        for number in 0..4 {
+            let alone = attack(&[number]);
+            last += alone.statistics.objective_last;
+            let rows = row(&together.perturbations[0], number).into_iter().zip(row(&alone.perturbations[0], 0));
+            for (together, alone) in rows {
+                assert!((together - alone).abs() < 1e-9 * RADIUS, "{rule:?}, row {number}");
+            }
         }
+        assert_relative_eq!(together.statistics.objective_last, last, max_relative = 1e-9);
     }
-    assert_relative_eq!(together.statistics.objective_last, last, max_relative = 1e-9);
+}
+
+/// Notes the objective and the gradient of the same candidate, three times.
+struct SameAgain {
+    threat: ThreatModel,
+    seen: Vec<(Vec<f64>, Vec<f64>)>,
+}
+
+impl EmbeddingAttack for SameAgain {
+    fn threat(&self) -> &ThreatModel {
+        &self.threat
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let zero = probe.zero()?;
+        for _ in 0..3 {
+            let found = probe.gradient(&zero)?;
+            self.seen.push((numbers(&found.values), numbers(values(&found.gradient))));
+        }
+        Ok(vec![zero])
+    }
+}
+
+#[test]
+fn dropout_in_the_attack_is_redrawn_at_every_pass_and_off_by_default() {
+    let (model, rows) = (adapted(0.5), batch((0..3).map(robust).collect()));
+    let seen = |settings: AttackSettings| {
+        let mut attack = SameAgain { threat: threat(), seen: Vec::new() };
+        run(&mut attack, &settings, &model, &rows);
+        attack.seen
+    };
+    let clean = numbers(&cross_entropy(&model, &rows, ContinuationKind::Harmful, None));
+    let off = seen(AttackSettings::default());
+    for (found, expected) in off[0].0.iter().zip(clean) {
+        assert_relative_eq!(found, &expected, max_relative = 1e-9);
+    }
+    assert!(off[0] == off[1] && off[1] == off[2]);
+    assert!(off == seen(AttackSettings::default()));
+    let on = seen(AttackSettings { dropout: true, ..AttackSettings::default() });
+    for (one, other) in [(&on[0], &on[1]), (&on[1], &on[2]), (&on[0], &on[2]), (&on[0], &off[0])] {
+        assert!(one.0.iter().zip(&other.0).all(|(one, other)| (one - other).abs() > 1e-6), "{one:?}, {other:?}");
+        assert_ne!(one.1, other.1);
+    }
+}
+
+/// Steps of 1e-4, and a look at each gradient's dtype.
+struct SmallSteps(ThreatModel);
+
+impl EmbeddingAttack for SmallSteps {
+    fn threat(&self) -> &ThreatModel {
+        &self.0
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let mut found = probe.start()?;
+        for _ in 0..3 {
+            let gradient = probe.gradient(&found)?;
+            assert_eq!((gradient.values.kind(), values(&gradient.gradient).kind()), (Kind::Float, Kind::Float));
+            found = found.zip(&gradient.gradient, |d, gradient| Ok(d - gradient.sign() * 1e-4))?;
+        }
+        Ok(vec![found])
+    }
+}
+
+#[test]
+fn small_steps_are_not_rounded_away_under_a_model_in_bfloat16() {
+    let json = serde_json::json!({
+        "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": HIDDEN, "intermediate_size": 12,
+        "num_hidden_layers": 2, "num_attention_heads": 2
+    });
+    let model = Decoder::random(json, 0.5, 3, Kind::BFloat16, Device::Cpu).unwrap();
+    let rows = batch((0..4).map(robust).collect());
+    for attack in [
+        &mut SmallSteps(threat()) as &mut dyn EmbeddingAttack,
+        &mut Pgd { threat: threat(), steps: 3, size: StepSize::Absolute(1e-4), ..Pgd::default() },
+    ] {
+        let found = run(attack, &AttackSettings::default(), &model, &rows).perturbations.remove(0);
+        let d = values(&found);
+        assert_eq!((d.kind(), model.embedding().kind()), (Kind::Float, Kind::BFloat16));
+        let whole = numbers(&(d / 1e-4));
+        assert!(whole.iter().all(|steps| (steps - steps.round()).abs() < 1e-3 && steps.abs() < 3.001), "{whole:?}");
+        assert!(whole.iter().filter(|steps| steps.abs() > 0.5).count() > whole.len() / 2);
+        // What the model reads is E + d in float32, most of which bfloat16 would have rounded back to E.
+        let tokens = found.tokens(rows.layout()).unwrap();
+        let read = |perturbation| {
+            let input = Input::of_batch(&model, &rows, perturbation, Pass::default()).unwrap();
+            input.embeddings().index_select(0, &tokens)
+        };
+        let (with, without) = (read(Some(&found)), read(None));
+        assert!(with.equal(&(&without + d)) && with.kind() == Kind::Float);
+        let lost =
+            (without.to_kind(Kind::BFloat16) + d.to_kind(Kind::BFloat16)).to_kind(Kind::Float).eq_tensor(&without);
+        assert!(lost.to_kind(Kind::Double).mean(Kind::Double).double_value(&[]) > 0.5);
+    }
 }
 
 #[test]

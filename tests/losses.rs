@@ -7,24 +7,13 @@ use advtrain::{
     Adapter, AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, AwayForm, Batch, CausalLm, ContinuationKind,
     CutOff, CutOffForm, Decoder, EmbeddingAttack, Example, Floor, FloorForm, Input, Layout, LengthNormalisation,
     LossInput, Pass, Perturbation, Pgd, Place, PreferenceForm, Reduction, Result, RobustLoss, Site, SupervisedLoss,
-    Term, TermValues, TrainSettings, TrainableLm, TrainerBuilder, TrainingData, UpdateSize, UtilityLoss,
+    Term, TermValues, TrainSettings, TrainerBuilder, TrainingData, UpdateSize, UtilityLoss,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
-use toy::{HIDDEN, all_weights, batch, decoder, numbers, robust, useful, with_lora};
+use toy::{HIDDEN, adapted, all_weights, batch, decoder, numbers, robust, useful, with_lora};
 
 use ContinuationKind::{Harmful, Safe, Utility};
-
-/// The toy with an adapter that has learnt something, so that it is not the original model.
-fn adapted() -> Decoder {
-    let model = with_lora(0.0);
-    let _guard = advtrain::tch::no_grad_guard();
-    for mut one in model.parameters().into_iter().filter(|one| one.name.contains("lora_B")) {
-        let wave = (Tensor::arange(one.tensor.numel() as i64, (Kind::Double, Device::Cpu)) * 0.9).sin() * 0.4;
-        one.tensor.copy_(&wave.view_as(&one.tensor));
-    }
-    model
-}
 
 /// Harmful answers of two to four tokens; the safe one has three.
 fn rows() -> Vec<Example> {
@@ -102,7 +91,7 @@ fn terms_of(loss: &dyn RobustLoss, model: &Decoder, batch: &Batch, perturbation:
 
 #[test]
 fn adv_ul_is_minus_and_plus_the_cross_entropy_under_one_perturbation() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let d = perturbation(&rows);
     let loss = AdvUlLoss::default();
     let terms = terms_of(&loss, &model, &batch(rows.clone()), &d).unwrap();
@@ -129,7 +118,7 @@ fn adv_ul_is_minus_and_plus_the_cross_entropy_under_one_perturbation() {
 /// The whole loss of an update: 0.4 away + 0.7 toward, each cut off in the middle of its rows.
 #[test]
 fn adv_ul_cuts_off_rows_and_the_published_form_jumps_on_their_mean() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let d = perturbation(&rows);
     let away = means(&log_probs(&model, &rows, Harmful, Some(&d)));
     let toward: Vec<f64> = means(&log_probs(&model, &rows, Safe, Some(&d))).into_iter().map(|one| -one).collect();
@@ -167,7 +156,7 @@ fn adv_ul_cuts_off_rows_and_the_published_form_jumps_on_their_mean() {
 
 #[test]
 fn unlikelihood_is_minus_log_of_one_minus_p_of_every_token() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let d = perturbation(&rows);
     let loss = AdvUlLoss { away: AwayForm::Unlikelihood, ..AdvUlLoss::default() };
     let terms = terms_of(&loss, &model, &batch(rows.clone()), &d).unwrap();
@@ -189,7 +178,7 @@ fn with_references(batch: Batch) -> Batch {
 
 #[test]
 fn adv_ipo_is_its_formula_in_every_form() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let d = perturbation(&rows);
     let (safe, harmful) = (log_probs(&model, &rows, Safe, Some(&d)), log_probs(&model, &rows, Harmful, Some(&d)));
     let floor = mean(&harmful.concat());
@@ -249,7 +238,7 @@ fn adv_ipo_is_its_formula_in_every_form() {
 
 #[test]
 fn adv_ipo_wants_references_and_sim_po_does_not() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let d = perturbation(&rows);
     let error = terms_of(&AdvIpoLoss::default(), &model, &batch(rows), &d).unwrap_err().to_string();
     assert!(error.contains("reference_safe"), "{error}");
@@ -260,7 +249,7 @@ fn adv_ipo_wants_references_and_sim_po_does_not() {
 
 #[test]
 fn references_are_the_original_models_without_perturbation_and_without_floor() {
-    let (model, original, rows) = (adapted(), decoder(), rows());
+    let (model, original, rows) = (adapted(0.0), decoder(), rows());
     let floor = Floor { value: -0.01, form: FloorForm::Clamp };
     for length in [LengthNormalisation::Mean, LengthNormalisation::Sum] {
         let loss = AdvIpoLoss { length, harmful_floor: floor, ..AdvIpoLoss::default() };
@@ -283,7 +272,7 @@ fn references_are_the_original_models_without_perturbation_and_without_floor() {
 
 #[test]
 fn the_supervised_loss_is_the_mean_cross_entropy() {
-    let (model, rows) = (adapted(), [0, 1, 2].map(useful).to_vec());
+    let (model, rows) = (adapted(0.0), [0, 1, 2].map(useful).to_vec());
     let input = LossInput { model: &model, batch: &batch(rows.clone()), perturbation: None, dropout: false };
     let terms = SupervisedLoss::default().terms(&input).unwrap();
     let expected: Vec<f64> = means(&log_probs(&model, &rows, Utility, None)).into_iter().map(|one| -one).collect();
@@ -345,7 +334,7 @@ fn a_loss_that_compares_with_the_original_model_needs_an_adapter() {
 
 #[test]
 fn reference_hidden_states_are_the_original_models_on_the_unperturbed_rows() {
-    let (model, rows) = (adapted(), rows());
+    let (model, rows) = (adapted(0.0), rows());
     let (rows, d) = (batch(rows.clone()), perturbation(&rows));
     let input = LossInput { model: &model, batch: &rows, perturbation: Some(&d), dropout: true };
     let found = input.reference_hidden(&[0]).unwrap();

@@ -4,7 +4,7 @@
 use advtrain::{
     AttackObjective, AttackOutcome, AttackRunner, AttackSettings, Batch, CausalLm, Continuation, ContinuationKind,
     Decoder, Draws, EmbeddingAttack, Example, Hidden, Input, LoraConfig, Pass, Perturbation, Result,
-    TargetCrossEntropy, TokenKind, Tokens,
+    TargetCrossEntropy, TokenKind, Tokens, TrainableLm,
     tch::{Device, Kind, Tensor},
 };
 
@@ -34,6 +34,17 @@ pub fn with_lora(dropout: f64) -> Decoder {
 
 pub fn lora(dropout: f64) -> LoraConfig {
     LoraConfig { rank: 2, alpha: 4.0, dropout, ..LoraConfig::default() }
+}
+
+/// The same with an adapter that has learnt something, so that it is not the original model.
+pub fn adapted(dropout: f64) -> Decoder {
+    let model = with_lora(dropout);
+    let _guard = advtrain::tch::no_grad_guard();
+    for mut one in model.parameters().into_iter().filter(|one| one.name.contains("lora_B")) {
+        let wave = (Tensor::arange(one.tensor.numel() as i64, (Kind::Double, Device::Cpu)) * 0.9).sin() * 0.4;
+        one.tensor.copy_(&wave.view_as(&one.tensor));
+    }
+    model
 }
 
 /// The same with every weight in training.
