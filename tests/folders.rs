@@ -203,16 +203,93 @@ fn an_index_that_is_none_is_named() {
         ("{}", "weight_map: expected an object"),
         (
             r#"{"weight_map": {"model.norm.weight": 3}}"#,
-            "weight_map.model.norm.weight: expected the name of a file, found 3",
+            "weight_map.model.norm.weight: expected the name of a file of this folder, found 3",
+        ),
+        (
+            r#"{"weight_map": {"model.norm.weight": "../model.safetensors"}}"#,
+            "weight_map.model.norm.weight: expected the name of a file of this folder, found \"../model.safetensors\"",
+        ),
+        (
+            r#"{"weight_map": {"model.norm.weight": "model-00001-of-00004.safetensors"}}"#,
+            "weight_map.model.norm.weight: \"model-00001-of-00004.safetensors\" has no such tensor",
         ),
     ] {
         fs::write(&index, text).unwrap();
         assert_refused(&folder, &["model.safetensors.index.json", words]);
     }
     // An index that forgets a file: its tensors are missing.
-    let only = json!({"weight_map": {"model.norm.weight": "model-00004-of-00004.safetensors"}});
+    let only = json!({"weight_map": {"lm_head.weight": "model-00004-of-00004.safetensors"}});
     fs::write(&index, only.to_string()).unwrap();
     assert_refused(&folder, &["tensor \"", "is missing"]);
+}
+
+/// Shards may hold copies of the same tensor; the index says which one counts.
+#[test]
+fn the_index_decides_which_shard_a_tensor_is_read_from() {
+    const TENSOR: &str = "lm_head.weight";
+    let folder = copy_of("mistral-sharded");
+    let shards = ["model-00001-of-00004.safetensors", "model-00004-of-00004.safetensors"];
+    let path = |shard: &str| folder.path().join(shard);
+    let own: Tensor = shards.iter().find_map(|shard| read(path(shard)).remove(TENSOR)).unwrap();
+    let mut distances = Vec::new();
+    for (number, shard) in shards.iter().enumerate() {
+        let mut tensors = read(path(shard));
+        tensors.insert(TENSOR.into(), &own * (number as f64 + 2.0));
+        Tensor::write_safetensors(&tensors.into_iter().collect::<Vec<_>>(), path(shard)).unwrap();
+    }
+    let index = path("model.safetensors.index.json");
+    for (number, shard) in shards.iter().enumerate() {
+        let mut json: Value = serde_json::from_str(&fs::read_to_string(&index).unwrap()).unwrap();
+        json["weight_map"][TENSOR] = json!(shard);
+        fs::write(&index, json.to_string()).unwrap();
+        let saved = tempfile::tempdir().unwrap();
+        Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap().save(saved.path()).unwrap();
+        let found = &read(saved.path().join("model.safetensors"))[TENSOR];
+        distances.push(distance(found, &(&own * (number as f64 + 2.0))));
+    }
+    assert_eq!(distances, [0.0, 0.0]);
+}
+
+/// Whatever cuts a save short leaves a folder that does not load, not new weights under an old config.
+#[test]
+fn what_is_half_written_over_an_older_folder_does_not_load() {
+    let mut model = load("llama", Kind::Float);
+    model.add_lora(&LoraConfig { rank: 2, ..LoraConfig::default() }, 1).unwrap();
+    let home = tempfile::tempdir().unwrap();
+    let (whole, adapter) = (home.path().join("model"), home.path().join("adapter"));
+    let saves: [(&Path, &str, &str, &dyn Fn() -> advtrain::Result<()>); 2] = [
+        (&whole, "model.safetensors", "config.json", &|| model.save(&whole)),
+        (&adapter, "adapter_model.safetensors", "adapter_config.json", &|| model.save_lora(&adapter, "llama")),
+    ];
+    for (folder, weights, config, save) in saves {
+        save().unwrap();
+        // The new weights cannot take their place.
+        fs::remove_file(folder.join(weights)).unwrap();
+        fs::create_dir_all(folder.join(weights).join("occupied")).unwrap();
+        assert!(save().unwrap_err().to_string().contains(weights));
+        assert_eq!(names(folder), [weights]);
+        let mut other = load("llama", Kind::Float);
+        let error = match config {
+            "config.json" => Decoder::load(folder, Kind::Float, Device::Cpu).unwrap_err(),
+            _ => other.load_lora(folder).unwrap_err(),
+        };
+        assert!(error.to_string().contains(folder.join(config).to_str().unwrap()), "{error}");
+    }
+}
+
+/// They name code and a path that the folder written does not have.
+#[test]
+fn keys_that_point_elsewhere_are_not_written() {
+    let folder = copy_of("phi3");
+    change_config(&folder, |json| {
+        json["auto_map"] = json!({"AutoConfig": "configuration_phi3.Phi3Config"});
+        json["_name_or_path"] = json!("/home/somebody/phi3");
+    });
+    let saved = tempfile::tempdir().unwrap();
+    Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap().save(saved.path()).unwrap();
+    let json: Value = serde_json::from_str(&fs::read_to_string(saved.path().join("config.json")).unwrap()).unwrap();
+    assert_eq!((json.get("auto_map"), json.get("_name_or_path")), (None, None));
+    assert_eq!(json["model_type"], "phi3");
 }
 
 #[test]

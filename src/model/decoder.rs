@@ -61,7 +61,8 @@ impl WeightSource for Placed<'_> {
 }
 
 impl Decoder {
-    /// Loads a Hugging Face model folder: config.json and model.safetensors or shards with their index.
+    /// Loads a Hugging Face model folder: config.json and model.safetensors or shards with their index. The weights are
+    /// memory-mapped meanwhile: no other process may change or shorten the files until this returns.
     ///
     /// # Errors
     /// If a file is missing, truncated or not what it should be, a tensor is missing, too many or of the wrong shape, or

@@ -14,7 +14,8 @@ use crate::{Dtype, Result, files};
 
 impl Decoder {
     /// Writes config.json and the weights, the adapter merged in, in the compute dtype. The tokenizer's files are the
-    /// caller's to add.
+    /// caller's to add. An older model in the folder is replaced, its config.json being removed first and the new one
+    /// written last.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -24,6 +25,9 @@ impl Decoder {
 
     fn save_in_shards(&self, folder: &Path, shard: Shard) -> Result<()> {
         let _guard = tch::no_grad_guard();
+        // Without its config a folder does not load: one that was left half-written over an older model is none.
+        let config = folder.join("config.json");
+        files::remove(&config)?;
         let mut tensors = Vec::new();
         for parameter in self.weights() {
             let merged = (self.linears())
@@ -33,11 +37,15 @@ impl Decoder {
             tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
         }
         write_shards(folder, tensors, shard)?;
-        files::write_json(&folder.join("config.json"), &self.export_config())
+        files::write_json(&config, &self.export_config())
     }
 
     fn export_config(&self) -> Value {
         let mut map = self.source_config.as_object().cloned().unwrap_or_default();
+        // Code and a path of the folder that the model came from, which are not part of this one.
+        for key in ["auto_map", "_name_or_path"] {
+            map.shift_remove(key);
+        }
         let dtype = Dtype::of(self.kind());
         map.insert("dtype".into(), json!(dtype));
         map.insert("torch_dtype".into(), json!(dtype));
@@ -106,9 +114,24 @@ mod tests {
             *sizes.entry(map[&one.name].as_str().unwrap()).or_insert(0) += one.tensor.numel() * 4;
         }
         assert!(sizes.len() > 3 && sizes.values().all(|size| *size <= 768), "{sizes:?}");
+        let written = || -> Vec<String> {
+            let mut names: Vec<_> = (std::fs::read_dir(folder.path()).unwrap())
+                .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+                .filter(|name| name.ends_with(".safetensors"))
+                .collect();
+            names.sort();
+            names
+        };
+        assert!(written().iter().eq(sizes.keys().copied()), "{:?}", written());
         let again = Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
         for (found, expected) in again.weights().iter().zip(&weights) {
             assert!(found.tensor.equal(&expected.tensor), "{}", expected.name);
         }
+        // Larger shards over smaller ones, and one file over those: nothing of the older ones stays.
+        model(3).save_in_shards(folder.path(), Shard { bytes: 1500 }).unwrap();
+        let last = format!("of-{:05}.safetensors", written().len());
+        assert!(written().len() > 1 && written().iter().all(|name| name.ends_with(&last)), "{:?}", written());
+        model(3).save(folder.path()).unwrap();
+        assert_eq!(written(), ["model.safetensors"]);
     }
 }

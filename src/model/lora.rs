@@ -111,7 +111,7 @@ impl Decoder {
         let config = read_config(&path)?;
         let checked = config.validate().and_then(|()| self.check_targets(&config));
         checked.context(|| format!("reading {}", path.display()))?;
-        let mut weights = FolderWeights::of_files(folder, vec![folder.join(WEIGHTS)])?;
+        let mut weights = FolderWeights::of_file(folder, folder.join(WEIGHTS))?;
         let (kind, device) = (self.master_kind(), self.device());
         let rank = config.rank as i64;
         let pairs = self.pairs(&config, |linear| {
@@ -126,7 +126,8 @@ impl Decoder {
     }
 
     /// Writes the adapter as PEFT does: adapter_config.json and adapter_model.safetensors. `base_model` is what the
-    /// config names as the model that the adapter is for.
+    /// config names as the model that the adapter is for. An older adapter in the folder is replaced, its config being
+    /// removed first and the new one written last.
     ///
     /// # Errors
     /// If there is no adapter, or a file cannot be written.
@@ -139,8 +140,11 @@ impl Decoder {
             .filter(|parameter| parameter.name.starts_with("base_model."))
             .map(|parameter| (parameter.name, parameter.tensor))
             .collect();
+        // Without its config a folder does not load: one that was left half-written over an older adapter is none.
+        let path = folder.join(CONFIG);
+        files::remove(&path)?;
         write_tensors(&folder.join(WEIGHTS), &factors)?;
-        files::write_json(&folder.join(CONFIG), &self.peft_config(config, base_model))
+        files::write_json(&path, &self.peft_config(config, base_model))
     }
 
     fn peft_config(&self, config: &LoraConfig, base_model: &str) -> Value {

@@ -43,18 +43,29 @@ impl FolderWeights {
     /// Maps the files of a folder and reads their headers.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        let paths = if single.exists() || !index.exists() { vec![single] } else { shards(folder, &index)? };
-        Self::of_files(folder, paths)
+        if single.exists() || !index.exists() { Self::of_file(folder, single) } else { Self::of_index(folder, &index) }
     }
 
-    /// The same for named files.
-    pub(super) fn of_files(folder: &Path, paths: Vec<PathBuf>) -> Result<Self> {
+    /// The same for one file of any name.
+    pub(super) fn of_file(folder: &Path, path: PathBuf) -> Result<Self> {
+        let file = MappedFile::open(path)?;
+        let file_of = file.parse()?.names().into_iter().map(|name| (name.to_string(), 0)).collect();
+        Ok(Self { files: vec![file], file_of, taken: BTreeSet::new(), folder: folder.to_path_buf() })
+    }
+
+    /// Every tensor from the shard that the index names for it, whatever else the shards hold.
+    fn of_index(folder: &Path, index: &Path) -> Result<Self> {
+        let weight_map = read_index(index)?;
         let mut files = Vec::new();
         let mut file_of = BTreeMap::new();
-        for path in paths {
-            let file = MappedFile::open(path)?;
-            for name in file.parse()?.names() {
-                file_of.insert(name.to_string(), files.len());
+        for shard in weight_map.values().collect::<BTreeSet<_>>() {
+            let file = MappedFile::open(folder.join(shard))?;
+            let names: BTreeSet<_> = file.parse()?.names().into_iter().map(str::to_string).collect();
+            for (tensor, _) in weight_map.iter().filter(|(_, of_tensor)| *of_tensor == shard) {
+                if !names.contains(tensor) {
+                    return Err(Error::file(index, format!("weight_map.{tensor}: {shard:?} has no such tensor")));
+                }
+                file_of.insert(tensor.clone(), files.len());
             }
             files.push(file);
         }
@@ -103,7 +114,8 @@ impl WeightSource for FolderWeights {
 impl MappedFile {
     fn open(path: PathBuf) -> Result<Self> {
         let file = File::open(&path).map_err(|error| Error::io(&path, error))?;
-        // SAFETY: the map is read only; a file that another process changes under it gives wrong numbers, as any reader has.
+        // SAFETY: the map is read only and lives as long as the loading. A file that another process changes meanwhile gives
+        // wrong numbers, and one that it cuts short ends this process with SIGBUS; loading in the docs asks for neither.
         let map = unsafe { Mmap::map(&file) }.map_err(|error| Error::io(&path, error))?;
         Ok(Self { path, map })
     }
@@ -114,17 +126,23 @@ impl MappedFile {
     }
 }
 
-fn shards(folder: &Path, index: &Path) -> Result<Vec<PathBuf>> {
+/// The shard of each tensor.
+fn read_index(index: &Path) -> Result<BTreeMap<String, String>> {
     let json: serde_json::Value = crate::files::read_json(index)?;
     let Some(map) = json.get("weight_map").and_then(|map| map.as_object()) else {
         return Err(Error::file(index, "weight_map: expected an object from tensor names to file names"));
     };
-    let mut names = BTreeSet::new();
-    for (tensor, name) in map {
-        let message = || format!("weight_map.{tensor}: expected the name of a file, found {name}");
-        names.insert(name.as_str().ok_or_else(|| Error::file(index, message()))?);
-    }
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+    let shard = |(tensor, name): (&String, &serde_json::Value)| match name.as_str() {
+        // A path could lead out of the folder.
+        Some(file) if !file.is_empty() && file != ".." && !file.contains(['/', '\\']) => {
+            Ok((tensor.clone(), file.to_string()))
+        }
+        _ => Err(Error::file(
+            index,
+            format!("weight_map.{tensor}: expected the name of a file of this folder, found {name}"),
+        )),
+    };
+    map.iter().map(shard).collect()
 }
 
 fn kind_of(dtype: Dtype) -> Option<Kind> {
@@ -214,7 +232,8 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard:
     let (single, path) = (folder.join(SINGLE), folder.join(INDEX));
     if let [only] = shards.as_slice() {
         write_tensors(&single, only)?;
-        return crate::files::remove(&path);
+        crate::files::remove(&path)?;
+        return remove_shards_of_another_number(folder, 0);
     }
     let mut weight_map = serde_json::Map::new();
     for (index, tensors) in shards.iter().enumerate() {
@@ -225,7 +244,27 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard:
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     crate::files::write_json(&path, &index)?;
     // An older model's file would be read instead of the shards.
-    crate::files::remove(&single)
+    crate::files::remove(&single)?;
+    remove_shards_of_another_number(folder, shards.len())
+}
+
+/// Removes what an older model left: shards `model-i-of-n.safetensors` whose n is not `shards`.
+fn remove_shards_of_another_number(folder: &Path, shards: usize) -> Result<()> {
+    let at = |error| Error::io(folder, error);
+    for entry in std::fs::read_dir(folder).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        if shard_count(&entry.file_name().to_string_lossy()).is_some_and(|count| count != shards) {
+            crate::files::remove(&entry.path())?;
+        }
+    }
+    Ok(())
+}
+
+/// The n of a file name `model-i-of-n.safetensors`.
+fn shard_count(name: &str) -> Option<usize> {
+    let (index, count) = name.strip_prefix("model-")?.strip_suffix(".safetensors")?.split_once("-of-")?;
+    index.parse::<usize>().ok()?;
+    count.parse().ok()
 }
 
 fn bytes(tensor: &Tensor) -> Result<(Dtype, Vec<usize>, Vec<u8>)> {
