@@ -8,8 +8,8 @@ use std::{
 };
 
 use advtrain::{
-    Batch, CausalLm, ChatFormat, Decoder, Example, Generation, Input, LoraConfig, Message, Pass, TokenKind, Tokens,
-    TrainableLm,
+    Batch, CausalLm, ChatFormat, ChatTemplate, Decoder, Example, Generation, Input, LoraConfig, Message, Pass,
+    TokenKind, Tokens, TrainableLm,
     tch::{Device, Kind, Tensor},
 };
 use common::{assert_close, fixture, read};
@@ -61,7 +61,9 @@ fn assert_same(model: &Decoder, folder: &Path, adapter: Option<&Path>, version: 
     let (ids_file, out) = (work.path().join("ids.json"), work.path().join("out.safetensors"));
     let rows = ids(model.vocabulary());
     std::fs::write(&ids_file, json!(rows).to_string()).unwrap();
-    let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> = vec![&"logits", &folder, &"--ids", &ids_file, &"--out", &out];
+    let dtype = if model.kind() == Kind::BFloat16 { "bfloat16" } else { "float32" };
+    let mut arguments: Vec<&dyn AsRef<std::ffi::OsStr>> =
+        vec![&"logits", &folder, &"--dtype", &dtype, &"--ids", &ids_file, &"--out", &out];
     if let Some(adapter) = &adapter {
         arguments.extend([&"--adapter" as &dyn AsRef<std::ffi::OsStr>, adapter]);
     }
@@ -145,7 +147,9 @@ fn greedy_answers_equal_transformers_token_for_token() {
 #[test]
 #[ignore = "needs what `make test-real` prepares"]
 fn peft_loads_our_adapter_and_transformers_our_merged_model() {
-    for name in ["gemma-mqa", "phi3", "phi3-longrope", "mistral", "llama", "llama3", "llama-linear", "qwen2"] {
+    for name in
+        ["gemma-mqa", "phi3", "phi3-longrope", "phi3-partial", "mistral", "llama", "llama3", "llama-linear", "qwen2"]
+    {
         let base = fixture("models").join(name);
         let model = with_adapter(Decoder::load(&base, Kind::Float, Device::Cpu).unwrap());
         let work = tempfile::tempdir().unwrap();
@@ -171,4 +175,81 @@ fn a_real_merged_model_and_its_adapter_give_our_logits() {
     for version in [Transformers::Four, Transformers::Five] {
         assert_same(&model, &merged, None, version, 1e-4);
     }
+}
+
+/// Shards, bfloat16, and folders of the older dialect. bfloat16 is equal bit for bit where both run the same kernels, and
+/// else off by at most 1.6e-2, as tests/parity.rs has it.
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn every_kind_of_folder_that_we_write_is_read_by_transformers() {
+    let saves: [(&str, Kind, usize, f64); 4] = [
+        ("llama3", Kind::Float, 20_000, 1e-4),
+        ("gemma-mqa", Kind::Float, 20_000, 1e-4),
+        ("gemma-mqa", Kind::BFloat16, usize::MAX, 3e-2),
+        ("phi3", Kind::BFloat16, 20_000, 3e-2),
+    ];
+    for (name, kind, largest, tolerance) in saves {
+        let model = Decoder::load(fixture("models").join(name), kind, Device::Cpu).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        model.save_in_shards(&folder, largest).unwrap();
+        assert_eq!(folder.path().join("model.safetensors.index.json").exists(), largest == 20_000);
+        for version in [Transformers::Four, Transformers::Five] {
+            assert_same(&model, folder.path(), None, version, tolerance);
+        }
+    }
+    for older in std::fs::read_dir(fixture("models_v4")).unwrap() {
+        let older = older.unwrap().path();
+        let (source, folder) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let newer = fixture("models").join(older.file_name().unwrap());
+        for file in [older.join("config.json"), newer.join("model.safetensors")] {
+            std::fs::copy(&file, source.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let model = Decoder::load(&source, Kind::Float, Device::Cpu).unwrap();
+        model.save(&folder).unwrap();
+        for version in [Transformers::Four, Transformers::Five] {
+            assert_same(&model, folder.path(), None, version, 1e-4);
+        }
+    }
+}
+
+/// The files that make a merged folder one that serves chats, with the model's own template and with another.
+#[test]
+#[ignore = "needs what `make test-real` prepares"]
+fn transformers_reads_the_tokenizer_and_template_of_a_merged_folder_as_we_do() {
+    let own = ChatFormat::load(smollm2()).unwrap();
+    let another = ChatTemplate::from_source(
+        "{% for message in messages %}<|im_start|>{{ message.content | trim }}\n{% endfor %}",
+        own.tokenizer().special_tokens(),
+    );
+    let another = ChatFormat::new(own.tokenizer().clone(), another.unwrap()).unwrap();
+    let chats = [
+        vec![Message::user("  Où est-ce?\n\n\tナイン 🦀 <|im_end|> x")],
+        vec![
+            Message::system("Be brief."),
+            Message::user("One plus one?"),
+            Message::assistant("Two."),
+            Message::user("And \"two\" plus {{ two }}?"),
+        ],
+    ];
+    let model = Decoder::load(smollm2(), Kind::BFloat16, Device::Cpu).unwrap();
+    let work = tempfile::tempdir().unwrap();
+    let (prompts, out) = (work.path().join("prompts.json"), work.path().join("out.json"));
+    std::fs::write(&prompts, json!(chats).to_string()).unwrap();
+    let mut read = Vec::new();
+    for format in [&own, &another] {
+        let merged = tempfile::tempdir().unwrap();
+        model.save(&merged).unwrap();
+        format.tokenizer().save(&merged).unwrap();
+        format.template().save(&merged).unwrap();
+        for version in [Transformers::Four, Transformers::Five] {
+            reference(version, &[&"render", &merged.path(), &"--prompts", &prompts, &"--out", &out]);
+            let expected: Value = serde_json::from_str(&std::fs::read_to_string(&out).unwrap()).unwrap();
+            for (chat, expected) in chats.iter().zip(expected.as_array().unwrap()) {
+                assert_eq!(json!(format.template().render(chat, true).unwrap()), expected["text"], "{version:?}");
+                assert_eq!(json!(format.prompt(chat).unwrap().ids()), expected["ids"], "{version:?}");
+            }
+            read.push(expected);
+        }
+    }
+    assert_ne!(read[0], read[2], "the template of the folder was not the one read");
 }

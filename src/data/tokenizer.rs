@@ -12,8 +12,12 @@ use super::special_tokens::{SpecialTokens, read_json, stop_ids};
 use crate::{Error, Result, files};
 
 /// The files that [`Tokenizer::save`] copies when the tokenizer came from a folder.
-const FILES: [&str; 6] = [
+const FILES: [&str; 9] = [
     TOKENIZER_FILE,
+    // For readers of older formats; nothing here reads them.
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

@@ -55,6 +55,9 @@ fn a_loaded_tokenizer_copies_its_files() {
     byte_level(&[], &["<s>", "</s>"]).save(first.path()).unwrap();
     fs::write(first.path().join("generation_config.json"), r#"{"eos_token_id": [7, 8]}"#).unwrap();
     fs::write(first.path().join("config.json"), r#"{"eos_token_id": 8}"#).unwrap();
+    for name in ["tokenizer.model", "vocab.json", "merges.txt"] {
+        fs::write(first.path().join(name), [b"of ", name.as_bytes(), b"\xff"].concat()).unwrap();
+    }
     let loaded = Tokenizer::load(first.path()).unwrap();
     assert_eq!(loaded.end_ids(), [7, 8, loaded.id_of("</s>").unwrap()]);
     loaded.save(second.path()).unwrap();
@@ -63,8 +66,10 @@ fn a_loaded_tokenizer_copies_its_files() {
         let again = Tokenizer::load(folder.path()).unwrap();
         assert_eq!(again.end_ids(), loaded.end_ids());
     }
-    let bytes = |folder: &tempfile::TempDir| fs::read(folder.path().join(TOKENIZER_FILE)).unwrap();
-    assert_eq!(bytes(&first), bytes(&second));
+    for name in [TOKENIZER_FILE, "tokenizer.model", "vocab.json", "merges.txt"] {
+        let bytes = |folder: &tempfile::TempDir| fs::read(folder.path().join(name)).unwrap();
+        assert_eq!(bytes(&first), bytes(&second), "{name}");
+    }
 }
 
 #[test]

@@ -4,12 +4,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use super::{
-    causal_lm::CausalLm,
-    config::Family,
-    decoder::Decoder,
-    weights::{Shard, write_shards},
-};
+use super::{causal_lm::CausalLm, config::Family, decoder::Decoder, weights::write_shards};
 use crate::{Dtype, Result, files};
 
 impl Decoder {
@@ -20,10 +15,16 @@ impl Decoder {
     /// # Errors
     /// If a file cannot be written.
     pub fn save(&self, folder: impl AsRef<Path>) -> Result<()> {
-        self.save_in_shards(folder.as_ref(), Shard::default())
+        self.save_in_shards(folder, 5_000_000_000)
     }
 
-    fn save_in_shards(&self, folder: &Path, shard: Shard) -> Result<()> {
+    /// As [`Decoder::save`], in files of at most `largest` bytes of weights (a tensor that is larger has a file of its own)
+    /// where `save` has 5 GB.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn save_in_shards(&self, folder: impl AsRef<Path>, largest: usize) -> Result<()> {
+        let folder = folder.as_ref();
         let _guard = tch::no_grad_guard();
         // Without its config a folder does not load: one that was left half-written over an older model is none.
         let config = folder.join("config.json");
@@ -36,7 +37,7 @@ impl Decoder {
                 .transpose()?;
             tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
         }
-        write_shards(folder, tensors, shard)?;
+        write_shards(folder, tensors, largest)?;
         files::write_json(&config, &self.export_config())
     }
 
@@ -101,7 +102,7 @@ mod tests {
         // An older model in one file, which must not be read instead.
         model(1).save(folder.path()).unwrap();
         // The largest tensor has 24 * 8 * 4 bytes and gets a shard of its own.
-        model(2).save_in_shards(folder.path(), Shard { bytes: 700 }).unwrap();
+        model(2).save_in_shards(folder.path(), 700).unwrap();
         let index = files::read_text(&folder.path().join("model.safetensors.index.json")).unwrap();
         let index: Value = serde_json::from_str(&index).unwrap();
         let weights = model(2).weights();
@@ -128,7 +129,7 @@ mod tests {
             assert!(found.tensor.equal(&expected.tensor), "{}", expected.name);
         }
         // Larger shards over smaller ones, and one file over those: nothing of the older ones stays.
-        model(3).save_in_shards(folder.path(), Shard { bytes: 1500 }).unwrap();
+        model(3).save_in_shards(folder.path(), 1500).unwrap();
         let last = format!("of-{:05}.safetensors", written().len());
         assert!(written().len() > 1 && written().iter().all(|name| name.ends_with(&last)), "{:?}", written());
         model(3).save(folder.path()).unwrap();

@@ -199,27 +199,15 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result
     crate::files::write(path, &data)
 }
 
-/// When weights are split over several files.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Shard {
-    /// The most bytes of one file.
-    pub(super) bytes: usize,
-}
-
-impl Default for Shard {
-    fn default() -> Self {
-        Self { bytes: 5_000_000_000 }
-    }
-}
-
-/// Writes tensors as `model.safetensors`, or as shards with their index where they are too large for one file.
-pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, shard: Shard) -> Result<()> {
+/// Writes tensors as `model.safetensors`, or as shards of at most so many bytes with their index where they are too large
+/// for one file.
+pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, largest: usize) -> Result<()> {
     let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
     let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
     let (mut total, mut in_last) = (0, 0);
     for (name, tensor) in tensors {
         let bytes = size(&tensor);
-        if in_last > 0 && in_last + bytes > shard.bytes {
+        if in_last > 0 && in_last + bytes > largest {
             shards.push(Vec::new());
             in_last = 0;
         }
