@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    fmt, fs,
+    fmt,
     path::{Path, PathBuf},
 };
 
@@ -12,7 +12,7 @@ use serde::{
 };
 
 use super::{AnswerPair, LoadReport, Message, table::Table};
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The safe answer of a behaviour for which no file says another.
 pub const DEFAULT_SAFE_RESPONSE: &str = "Sorry, I can't do that.";
@@ -113,12 +113,14 @@ pub fn load_behaviors(path: impl AsRef<Path>) -> Result<Vec<Behavior>> {
 /// If the file cannot be read, is not an object from ids to texts or lists of texts, or has the same id twice.
 pub fn load_targets(path: impl AsRef<Path>) -> Result<Vec<(String, Vec<String>)>> {
     let path = path.as_ref();
-    let text = fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
-    let mut deserializer = serde_json::Deserializer::from_str(&text);
-    let targets: TargetMap = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+    let text = files::read_text(path)?;
+    let mut deserializer = serde_json::Deserializer::from_str(text.strip_prefix('\u{feff}').unwrap_or(&text));
+    let wrong = |error: &dyn fmt::Display| {
         let message = format!("{error}; expected an object from behaviour ids to lists of texts, each id once");
         Error::file(path, message)
-    })?;
+    };
+    let targets: TargetMap = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| wrong(&error))?;
+    deserializer.end().map_err(|error| wrong(&error))?;
     Ok(targets.0)
 }
 

@@ -15,7 +15,8 @@ use crate::{Error, Result};
 #[derive(Debug)]
 pub(crate) struct JsonObjects<T> {
     path: PathBuf,
-    lines: Lines<BufReader<File>>,
+    /// None once reading has failed.
+    lines: Option<Lines<BufReader<File>>>,
     line: u64,
     form: &'static str,
     item: PhantomData<fn() -> T>,
@@ -48,7 +49,7 @@ impl<T: DeserializeOwned> JsonObjects<T> {
     pub(crate) fn open(path: &Path, form: &'static str) -> Result<Self> {
         let file = File::open(path).map_err(|source| Error::io(path, source))?;
         let lines = BufReader::new(file).lines();
-        Ok(Self { path: path.to_path_buf(), lines, line: 0, form, item: PhantomData })
+        Ok(Self { path: path.to_path_buf(), lines: Some(lines), line: 0, form, item: PhantomData })
     }
 
     /// An error about one line.
@@ -64,29 +65,38 @@ impl<T: DeserializeOwned> JsonObjects<T> {
     /// The id of a row, or `file stem:line` for one that has none of its own.
     pub(crate) fn id(&self, own: Option<Id>, line: u64) -> String {
         let stem = self.path.file_stem().map(|stem| stem.to_string_lossy()).unwrap_or_default();
-        own.map_or_else(|| format!("{stem}:{line}"), String::from)
+        own.map(String::from).filter(|id| !id.trim().is_empty()).unwrap_or_else(|| format!("{stem}:{line}"))
     }
 
     fn parse(&self, text: &str) -> Result<(u64, T)> {
-        let item = serde_json::from_str(text)
-            .map_err(|error| self.error(self.line, format!("{}; expected {}", in_line(&error), self.form)))?;
+        let wrong = |message: String| self.error(self.line, format!("{message}; expected {}", self.form));
+        // A list would be taken for the fields of an object in their order.
+        if !text.trim_start().starts_with('{') {
+            return Err(wrong("does not begin with {: every line must be a JSON object".to_string()));
+        }
+        let item = serde_json::from_str(text).map_err(|error| wrong(in_line(&error)))?;
         Ok((self.line, item))
     }
 }
 
 impl<T: DeserializeOwned> Iterator for JsonObjects<T> {
+    /// A line's number and object. Nothing comes behind an error of reading.
     type Item = Result<(u64, T)>;
 
     fn next(&mut self) -> Option<Self::Item> {
         loop {
-            let text = self.lines.next()?;
+            let text = self.lines.as_mut()?.next()?;
             self.line += 1;
             let text = match text {
                 Ok(text) => text,
-                Err(source) => return Some(Err(self.error(self.line, format!("cannot be read: {source}")))),
+                Err(source) => {
+                    self.lines = None;
+                    return Some(Err(self.error(self.line, format!("cannot be read: {source}"))));
+                }
             };
+            let text = if self.line == 1 { text.strip_prefix('\u{feff}').unwrap_or(&text) } else { &text };
             if !text.trim().is_empty() {
-                return Some(self.parse(&text));
+                return Some(self.parse(text));
             }
         }
     }

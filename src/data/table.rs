@@ -4,7 +4,7 @@ use std::{collections::HashMap, path::Path};
 
 use csv::StringRecord;
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// A CSV file, read whole.
 #[derive(Debug)]
@@ -26,27 +26,70 @@ impl Table {
     /// Reads a file whose first row names its columns.
     ///
     /// # Errors
-    /// If the file cannot be read, is not CSV, or lacks a needed column.
+    /// If the file cannot be read, is not CSV, lacks a needed column, has two of one name, or ends within quotes.
     pub(crate) fn read(path: &Path, needed: &[&str]) -> Result<Self> {
-        let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
-        let mut reader = csv::Reader::from_reader(file);
+        // One kind of line end, as Python's text files have it.
+        let text = files::read_text(path)?.replace("\r\n", "\n");
+        let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+        let mut reader = csv::Reader::from_reader(text.as_bytes());
         let broken = |error: csv::Error| Error::file(path, format!("not CSV: {error}"));
-        let headers = reader.headers().map_err(broken)?.clone();
-        if let Some(missing) = needed.iter().find(|needed| !headers.iter().any(|name| name == **needed)) {
-            let found = headers.iter().collect::<Vec<_>>().join(", ");
-            return Err(Error::file(path, format!("has no column {missing}; found {found}")));
-        }
+        let columns = columns(path, reader.headers().map_err(broken)?, needed)?;
         let mut rows = Vec::new();
         for record in reader.records() {
             let record = record.map_err(broken)?;
-            rows.push((record.position().map_or(0, csv::Position::line), record));
+            rows.push((first_line(text, &record), record));
         }
-        let columns = headers.iter().enumerate().map(|(index, name)| (name.to_string(), index)).collect();
-        Ok(Self { columns, rows })
+        let table = Self { columns, rows };
+        table.check_end(path, text)?;
+        Ok(table)
+    }
+
+    /// Quotes that nothing closes take in the rest of the file, so they would be found in its last row.
+    fn check_end(&self, path: &Path, text: &str) -> Result<()> {
+        let Some((line, record)) = self.rows.last() else { return Ok(()) };
+        let quotes = from_record(text, record).filter(|byte| *byte == b'"').count();
+        if quotes % 2 == 1 {
+            return Err(Error::file(
+                path,
+                format!("line {line}: quotes are opened and never closed; they must come in pairs"),
+            ));
+        }
+        Ok(())
     }
 
     pub(crate) fn rows(&self) -> impl Iterator<Item = Row<'_>> {
         self.rows.iter().map(|(line, record)| Row { table: self, line: *line, record })
+    }
+}
+
+/// The bytes from where the reader began to look for a record.
+fn from_record<'a>(text: &'a str, record: &StringRecord) -> impl Iterator<Item = u8> + 'a {
+    text.bytes().skip(record.position().map_or(0, csv::Position::byte) as usize)
+}
+
+/// The line on which a record begins. The reader counts the empty lines that it skips before a record to the record.
+fn first_line(text: &str, record: &StringRecord) -> u64 {
+    let skipped = from_record(text, record).take_while(|byte| *byte == b'\n').count() as u64;
+    record.position().map_or(0, csv::Position::line) + skipped
+}
+
+/// The place of each column by its name. Columns without a name are allowed, and not found.
+fn columns(path: &Path, headers: &StringRecord, needed: &[&str]) -> Result<HashMap<String, usize>> {
+    let mut columns = HashMap::new();
+    for (index, name) in headers.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+        if columns.insert(name.to_string(), index).is_some() {
+            return Err(Error::file(path, format!("has two columns {name}; each name may stand once")));
+        }
+    }
+    match needed.iter().find(|needed| !columns.contains_key(**needed)) {
+        Some(missing) if headers.is_empty() => {
+            Err(Error::file(path, format!("is empty; the first line must name its columns, {missing} among them")))
+        }
+        Some(missing) => {
+            let found = headers.iter().collect::<Vec<_>>().join(", ");
+            Err(Error::file(path, format!("has no column {missing}; found {found}")))
+        }
+        None => Ok(columns),
     }
 }
 
@@ -78,6 +121,9 @@ mod tests {
         let table = read("\u{feff}a,b\n\"1\n2\",x\n3, \n", &["a"]).unwrap();
         let rows: Vec<_> = table.rows().map(|row| (row.line, row.text("a"), row.filled("b"), row.text("c"))).collect();
         assert_eq!(rows, [(2, "1\n2", Some("x"), ""), (4, "3", None, "")]);
+        let table = read("a,b\r\n\"1\r\n2\",x\r\n3,y\r\n", &["a"]).unwrap();
+        let rows: Vec<_> = table.rows().map(|row| (row.line, row.text("a"))).collect();
+        assert_eq!(rows, [(2, "1\n2"), (4, "3")]);
     }
 
     #[test]
