@@ -423,7 +423,9 @@ fn what_lies_outside_the_ball_is_projected() {
         assert_relative_eq!(size, RADIUS, max_relative = 1e-12);
     }
     assert_eq!(inside.statistics.tokens_at_edge, inside.statistics.tokens);
-    assert!(sizes(&run(false).perturbations[0]).iter().all(|size| *size > 10.0 * RADIUS));
+    let outside = run(false);
+    assert!(sizes(&outside.perturbations[0]).iter().all(|size| *size > 10.0 * RADIUS));
+    assert_eq!(outside.statistics.tokens_at_edge, outside.statistics.tokens, "beyond the edge counts as at it");
 }
 
 fn steps(size: StepSize) -> Pgd {

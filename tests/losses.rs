@@ -30,8 +30,8 @@ fn perturbation(rows: &[Example]) -> Perturbation {
     Perturbation::new(places, vec![(Site::Embeddings, wave.view(size))]).unwrap()
 }
 
-/// For each row log p of each token of its continuation of a kind: E(v) + d row by row, the continuation alone behind the
-/// prompt, log-softmax of the logits one place before each token.
+/// For each row log p of each token of its continuation of a kind: E(v) + d row by row, the continuation alone behind
+/// the prompt, log-softmax of the logits one place before each token.
 fn log_probs(
     model: &Decoder,
     rows: &[Example],

@@ -115,16 +115,7 @@ impl Subject<'_> {
     }
 
     fn inside_ball(&self, measured: &mut Measured) -> Result<()> {
-        let found = self.under_attack(
-            AttackSettings {
-                start: advtrain::Start::Uniform,
-                restarts: 3,
-                iterate: Iterate::Best,
-                ..Default::default()
-            },
-            true,
-            "embedding attack",
-        )?;
+        let found = self.under_attack(AttackSettings::measuring(), true, "embedding attack")?;
         if !found.rows.is_empty() {
             let (clean, attacked) = found.mean_losses();
             (measured.clean_loss, measured.attacked_loss) = (Some(clean), Some(attacked));

@@ -4,7 +4,8 @@ use rand_chacha::ChaCha8Rng;
 
 use crate::digest::generator;
 
-/// Where an attack's random numbers come from: a row's depend on the seed, the epoch, the row's example id and the restart.
+/// What an attack's random numbers are drawn from. With the example id of a row and the number of a restart it gives
+/// that row's generator, whatever batch the row is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Draws {
     /// The run's seed.
@@ -14,7 +15,8 @@ pub struct Draws {
 }
 
 impl Draws {
-    /// The generator of one row and restart.
+    /// The generator of one row and restart, anew at each call: [`super::Probe::random`] begins with this one, so
+    /// another use ([`super::EmbeddingAttack::reseed`], say) wants an id that no example has.
     pub fn generator(&self, example_id: &str, restart: usize) -> ChaCha8Rng {
         generator(self.seed, "attack", format!("{}\0{restart}\0{example_id}", self.epoch))
     }

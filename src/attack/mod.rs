@@ -1,7 +1,8 @@
 //! Attacks in embedding space.
 //!
-//! An attack is an [`EmbeddingAttack`] (how to search) with an [`AttackObjective`] (what for), run by [`AttackRunner`], which
-//! owns everything that must be the same for all: the threat set, restarts, starts, the best iterate, and the counting.
+//! An attack is an [`EmbeddingAttack`] (how to search) with an [`AttackObjective`] (what for), run by [`AttackRunner`],
+//! which owns everything that must be the same for all: the threat set, restarts, starts, the best iterate, and the
+//! counting.
 
 mod draws;
 mod objective;
@@ -28,9 +29,9 @@ use crate::{Batch, CausalLm, Perturbation, Result};
 
 /// Finds perturbations for a batch.
 ///
-/// Only [`EmbeddingAttack::threat`] and [`EmbeddingAttack::perturb`] are required. The framework calls `perturb` once per
-/// restart with a fresh [`Probe`]; it projects what comes back, checks the ball, keeps the best and counts the passes, so
-/// that an attack cannot claim more than it did.
+/// Only [`EmbeddingAttack::threat`] and [`EmbeddingAttack::perturb`] are required. The framework calls `perturb` once
+/// per restart with a fresh [`Probe`]; it projects what comes back, refuses what is outside region and sites, keeps the
+/// best, and counts the passes made through the probe.
 ///
 /// # Example
 ///
@@ -71,8 +72,8 @@ use crate::{Batch, CausalLm, Perturbation, Result};
 /// }
 /// ```
 pub trait EmbeddingAttack: Send {
-    /// The threat set. Read for every batch, between [`EmbeddingAttack::reseed`] and [`EmbeddingAttack::perturb`]: an attack
-    /// that changes it from batch to batch does so in the former, and keeps it until the next batch.
+    /// The threat set. Read for every batch, between [`EmbeddingAttack::reseed`] and [`EmbeddingAttack::perturb`]: an
+    /// attack that changes it from batch to batch does so in the former, and keeps it until the next batch.
     fn threat(&self) -> &ThreatModel;
 
     /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages. No
@@ -82,7 +83,8 @@ pub trait EmbeddingAttack: Send {
     /// Whatever the attack meets.
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>>;
 
-    /// Checks the attack's own settings; the framework checks the threat set itself. Called before the attack is first run.
+    /// Checks the attack's own settings; the framework checks the threat set itself. Called before the attack is first
+    /// run.
     ///
     /// # Errors
     /// Names the first setting out of range, its value and what is allowed.
@@ -90,14 +92,15 @@ pub trait EmbeddingAttack: Send {
         Ok(())
     }
 
-    /// Whether [`EmbeddingAttack::perturb`] draws random numbers of its own, so that restarts from the same start end apart:
-    /// of an attack that does not, restarts that all begin at zero are refused.
+    /// Whether [`EmbeddingAttack::perturb`] draws random numbers of its own, so that restarts from the same start end
+    /// apart: of an attack that does not, restarts that all begin at zero are refused.
     fn is_random(&self) -> bool {
         false
     }
 
     /// Replaces the prompts of a batch before it is perturbed (a discrete seed: a paraphrase, a string found by a token
-    /// search), or does not. Rows, their ids and their continuations must stay.
+    /// search), or does not. Rows, their ids and their continuations must stay. The passes of the search are not in the
+    /// statistics.
     ///
     /// # Errors
     /// Whatever the attack meets.
@@ -112,8 +115,8 @@ pub trait EmbeddingAttack: Send {
         std::any::type_name::<Self>().to_string()
     }
 
-    /// How far the steps can move a token (with [`Norm::RowL2`] a row) at most, in the norm of the threat set, where that is
-    /// known: if it is less than the radius the ball never binds, and the trainer warns.
+    /// How far the steps can move a token (with [`Norm::RowL2`] a row) at most, in the norm of the threat set, where
+    /// that is known: if it is less than the radius the ball never binds, and the trainer warns.
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
         let _ = (hidden_size, radius);
         None

@@ -8,8 +8,8 @@ use crate::{Batch, CausalLm, ContinuationKind, Hidden, Result};
 ///
 /// Apart from the optimiser on purpose: any attack works with any objective.
 pub trait AttackObjective: Send {
-    /// Called once before an attack, for what the objective needs of the unperturbed batch. `rows` is the kind of
-    /// continuation that is attacked; every row of the batch has one.
+    /// Called once before an attack, for what the objective needs of the unperturbed batch; its passes are not in the
+    /// statistics. `rows` is the kind of continuation that is attacked; every row of the batch has one.
     ///
     /// # Errors
     /// Whatever the implementation meets.
@@ -29,7 +29,8 @@ pub trait AttackObjective: Send {
         &[]
     }
 
-    /// The objective of each row `[rows]`, differentiable towards `hidden`, what the model gave for the perturbed batch.
+    /// The objective of each row `[rows]`, differentiable towards `hidden`, what the model gave for the perturbed
+    /// batch.
     ///
     /// # Errors
     /// Whatever the implementation meets.
@@ -38,8 +39,8 @@ pub trait AttackObjective: Send {
 
 /// The paper's objective: the mean cross-entropy of the attacked continuation's target tokens.
 ///
-/// Summed over rows and not averaged over a micro-batch, so that step rules that feel a gradient's size do not depend on
-/// what else is in the micro-batch.
+/// Summed over rows and not averaged over a micro-batch, so that step rules that feel a gradient's size do not depend
+/// on what else is in the micro-batch.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TargetCrossEntropy;
 

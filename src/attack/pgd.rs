@@ -6,8 +6,8 @@ use tch::{Kind, Tensor};
 use super::{EmbeddingAttack, Norm, Probe, ThreatModel};
 use crate::{Error, Perturbation, Result};
 
-/// Projected gradient descent: d <- Proj( d - step * direction(gradient) ), the paper's attack (Xhonneux et al., section 3.1)
-/// with every choice open.
+/// Projected gradient descent: d <- Proj( d - step * direction(gradient) ), the paper's attack (Xhonneux et al.,
+/// section 3.1) with every choice open.
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
@@ -40,8 +40,8 @@ pub struct Pgd {
 pub enum StepRule {
     /// The sign of every number of the gradient (the paper's).
     Sign,
-    /// The gradient divided by its size in the norm of the threat set: each token's by its L2 norm, with [`Norm::Linf`] by its
-    /// largest number, and with [`Norm::RowL2`] each row's by the L2 norm of the row.
+    /// The gradient divided by its size in the norm of the threat set: each token's by its L2 norm, with [`Norm::Linf`]
+    /// by its largest number, and with [`Norm::RowL2`] each row's by the L2 norm of the row.
     L2,
     /// Adam (Kingma and Ba 2015), each number on its own.
     Adam {
@@ -62,15 +62,15 @@ pub struct Momentum {
     pub decay: f64,
 }
 
-/// The length of a step. A relative step of 1 is one radius long in the norm of the threat set: with [`StepRule::L2`] that is
-/// how far a token moves, or a row with [`Norm::RowL2`]. With [`StepRule::Sign`] and [`StepRule::Adam`] every number moves by
-/// radius / sqrt(n), n being how many numbers the norm is taken of (a token's, or with [`Norm::RowL2`] a row's), and with
-/// [`Norm::Linf`] by the radius.
+/// The length of a step. A relative step of 1 is one radius long in the norm of the threat set: with [`StepRule::L2`]
+/// that is how far a token moves, or a row with [`Norm::RowL2`]. With [`StepRule::Sign`] and [`StepRule::Adam`] every
+/// number moves by radius / sqrt(n), n being how many numbers the norm is taken of (a token's, or with [`Norm::RowL2`]
+/// a row's), and with [`Norm::Linf`] by the radius.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum StepSize {
-    /// The same for every step: what each number moves by (sign, Adam; the paper's is 1e-4), or how far a token or a row does
-    /// in the norm.
+    /// The same for every step: what each number moves by (sign, Adam; the paper's is 1e-4), or how far a token or a
+    /// row does in the norm.
     Absolute(f64),
     /// The same share of the radius for every step.
     Constant(f64),

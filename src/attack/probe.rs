@@ -11,8 +11,9 @@ use crate::{Batch, CausalLm, Error, ErrorKind, Input, Pass, Perturbation, Place,
 
 /// The model, the batch and the rules, as one attack on one batch sees them.
 ///
-/// Everything that decides whether an attack is honest happens in here: candidates are projected into the threat set before
-/// they are tried, passes are counted, and the best candidate of each row is remembered.
+/// Candidates are projected into the threat set before they are tried, [`Probe::gradient`] and [`Probe::value`] count
+/// their passes, and the best candidate of each row is remembered. What an attack asks of [`Probe::model`] by itself is
+/// not counted.
 pub struct Probe<'a> {
     pub(super) model: &'a dyn CausalLm,
     pub(super) batch: &'a Batch,
@@ -86,7 +87,7 @@ impl<'a> Probe<'a> {
         self.random = ids.map(|id| draws.generator(id, restart)).collect();
     }
 
-    /// The model, its weights out of reach of gradients.
+    /// The model, its weights out of reach of gradients. Passes made on it here are not in the statistics.
     pub fn model(&self) -> &'a dyn CausalLm {
         self.model
     }
@@ -188,8 +189,8 @@ impl<'a> Probe<'a> {
     /// Tries a candidate, projected first: one forward and one backward pass, for the perturbation alone.
     ///
     /// # Errors
-    /// If the candidate has a place or a site that is not in the threat set, the objective of a row is not a finite number,
-    /// or the model or the objective fails.
+    /// If the candidate has a place or a site that is not in the threat set, the objective of a row is not a finite
+    /// number, or the model or the objective fails.
     pub fn gradient(&mut self, candidate: &Perturbation) -> Result<Gradient> {
         let candidate = self.project(candidate)?;
         let leaf = candidate.map(|values| Ok(values.f_detach()?.f_set_requires_grad(true)?))?;

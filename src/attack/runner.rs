@@ -90,6 +90,9 @@ pub struct AttackOutcome {
 }
 
 /// What an attack did. Sums over rows, so that the statistics of micro-batches add up.
+///
+/// A token's size is what the ball bounds: the L2 norm of its vector, with [`super::Norm::Linf`] its largest number,
+/// with [`super::Norm::RowL2`] the norm of its whole row.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AttackStatistics {
     /// Rows attacked.
@@ -98,17 +101,18 @@ pub struct AttackStatistics {
     pub objective_first: f64,
     /// The objective of what is returned where it was tried, else of the last candidate, summed over rows.
     pub objective_last: f64,
-    /// Perturbed tokens, times sites.
+    /// Perturbed tokens, times sites and perturbations returned.
     pub tokens: usize,
-    /// Those of them whose norm is within a thousandth of the radius.
+    /// Those of them whose size is at least 0.999 of the radius: at the edge of the ball, or beyond it where it does
+    /// not bound.
     pub tokens_at_edge: usize,
-    /// Their norms, as shares of the radius, summed.
+    /// Their sizes, as shares of the radius, summed.
     pub relative_size: f64,
-    /// Epsilon in the units of what is perturbed.
+    /// Epsilon in the units of what is perturbed; the largest, where batches had different ones.
     pub radius: f64,
-    /// Forward passes.
+    /// Forward passes through [`Probe::gradient`] and [`Probe::value`], those of the framework itself included.
     pub forward_passes: u64,
-    /// Backward passes.
+    /// Backward passes through [`Probe::gradient`].
     pub backward_passes: u64,
 }
 
@@ -142,8 +146,8 @@ pub struct AttackRunner {
 type BestSoFar = Option<(Vec<f64>, Perturbation)>;
 
 impl AttackRunner {
-    /// For this attack on this model. The mean norm of the embeddings, which a radius may be relative to, is taken here, since
-    /// the embeddings can change in training.
+    /// For this attack on this model. The mean norm of the embeddings, which a radius may be relative to, is taken
+    /// here, since the embeddings can change in training.
     ///
     /// # Errors
     /// If a setting is out of range, a site is not in the model, or libtorch fails.
@@ -156,7 +160,8 @@ impl AttackRunner {
         Ok(Self { settings, threat, embedding_norm: model.mean_embedding_norm()?, warm: WarmStarts::default() })
     }
 
-    /// Epsilon in the units of what is perturbed: of the last run's threat set, or before that of the attack's first one.
+    /// Epsilon in the units of what is perturbed: of the last run's threat set, or before that of the attack's first
+    /// one.
     pub fn radius(&self) -> f64 {
         self.threat.radius_for(self.embedding_norm)
     }
@@ -174,8 +179,8 @@ impl AttackRunner {
     /// Attacks the rows of a batch that have a continuation of the attacked kind. No weight's gradient changes.
     ///
     /// # Errors
-    /// If the attack, the objective or the model fails, an objective is not finite, what comes back is nothing or outside the
-    /// threat set, or the threat set is another than before and does not fit the model.
+    /// If the attack, the objective or the model fails, an objective is not finite, what comes back is nothing or
+    /// outside the threat set, or the threat set is another than before and does not fit the model.
     pub fn run(
         &mut self,
         attack: &mut dyn EmbeddingAttack,

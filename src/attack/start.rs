@@ -17,8 +17,8 @@ pub enum Start {
     Zero,
     /// Uniform in the ball, whatever its norm.
     Uniform,
-    /// Gaussian, then projected. The standard deviation of each number is radius / sqrt(n), n being how many numbers the
-    /// norm is taken of (a token's, or with [`Norm::RowL2`] a row's); with [`Norm::Linf`] it is the radius.
+    /// Gaussian, then projected. The standard deviation of each number is radius / sqrt(n), n being how many numbers
+    /// the norm is taken of (a token's, or with [`Norm::RowL2`] a row's); with [`Norm::Linf`] it is the radius.
     Gaussian,
 }
 
@@ -85,8 +85,8 @@ mod tests {
         vector.iter().map(|number| number * number).sum::<f64>().sqrt()
     }
 
-    /// The share of the ball within s of its centre is s^n: that share of each size is uniform, with mean 1/2 and deviation
-    /// sqrt(1/12).
+    /// The share of the ball within s of its centre is s^n: that share of each size is uniform, with mean 1/2 and
+    /// deviation sqrt(1/12).
     fn assert_uniform(shares: &[f64]) {
         let count = shares.len() as f64;
         let mean = shares.iter().sum::<f64>() / count;

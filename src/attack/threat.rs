@@ -22,8 +22,8 @@ pub struct ThreatModel {
     pub norm: Norm,
     /// Epsilon.
     pub radius: Radius,
-    /// Whether perturbations are projected into the ball. Without, the radius only sizes the steps: a check that gradients
-    /// are not masked.
+    /// Whether perturbations are projected into the ball. Without, the radius only sizes the steps: a check that
+    /// gradients are not masked.
     pub bounded: bool,
     /// Which tokens of the prompt may be moved.
     pub region: Region,

@@ -14,7 +14,8 @@ use crate::{ContinuationKind, Error, Result};
 /// toward =  CE(safe    | x + d)    cut off at 0.5
 /// ```
 ///
-/// Both read one forward pass over the prompt with the same perturbation. A row's value is the mean over its target tokens.
+/// Both read one forward pass over the prompt with the same perturbation. A row's value is the mean over its target
+/// tokens.
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|

@@ -1,7 +1,7 @@
 //! Losses.
 //!
-//! A [`RobustLoss`] looks at rows with a harmful and a safe continuation, a [`UtilityLoss`] at rows with a useful one. Both
-//! return named [`Term`]s and leave weights, cut-offs and reduction to the trainer.
+//! A [`RobustLoss`] looks at rows with a harmful and a safe continuation, a [`UtilityLoss`] at rows with a useful one.
+//! Both return named [`Term`]s and leave weights, cut-offs and reduction to the trainer.
 
 mod advipo;
 mod advul;
@@ -141,8 +141,8 @@ pub trait RobustLoss: Send {
         &[]
     }
 
-    /// Numbers that [`RobustLoss::terms`] finds again under their names in [`Batch::values`]: computed once before training
-    /// on the original model and the unperturbed rows.
+    /// Numbers that [`RobustLoss::terms`] finds again under their names in [`Batch::values`]: computed once before
+    /// training on the original model and the unperturbed rows.
     ///
     /// # Errors
     /// Whatever the implementation meets.

@@ -5,8 +5,8 @@ use tch::{Kind, Tensor};
 
 use crate::{ContinuationKind, Error, Result};
 
-/// One term of a loss. A loss gives the values; the trainer applies the cut-off, reduces over the whole update, weighs and
-/// sums, so that no loss can depend on how the update was cut into micro-batches.
+/// One term of a loss. A loss gives the values; the trainer applies the cut-off, reduces over the whole update, weighs
+/// and sums, so that no loss can depend on how the update was cut into micro-batches.
 #[derive(Debug)]
 pub struct Term {
     /// What the term is called in the metrics.
@@ -28,8 +28,8 @@ pub enum TermValues {
         values: Tensor,
         /// Which continuations the values are of: the term is divided by their number in the whole update.
         kind: ContinuationKind,
-        /// Tokens that each value is a mean over `[rows]`; [`Reduction::MicroBatch`] weighs by them. `None`: rows weigh the
-        /// same in every reduction.
+        /// Tokens that each value is a mean over `[rows]`; [`Reduction::MicroBatch`] weighs by them. `None`: rows weigh
+        /// the same in every reduction.
         tokens: Option<Tensor>,
     },
     /// One number for the update, a penalty on weights say: computed for every micro-batch that has rows of the loss,
@@ -78,8 +78,8 @@ impl CutOff {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Reduction {
-    /// The cut-off is applied to every row's value; the term is their sum divided by the number of such rows in the whole
-    /// update. A row weighs the same whatever is beside it.
+    /// The cut-off is applied to every row's value; the term is their sum divided by the number of such rows in the
+    /// whole update. A row weighs the same whatever is beside it.
     #[default]
     PerRow,
     /// As published: a mean over the tokens of the micro-batch, the cut-off applied to that mean, averaged over

@@ -66,7 +66,8 @@ impl Linear {
         }
     }
 
-    /// The weight with the adapter in it, a new tensor outside any graph; computed in the master dtype and rounded once.
+    /// The weight with the adapter in it, a new tensor outside any graph; computed in the master dtype and rounded
+    /// once.
     pub(super) fn merged(&self) -> Result<Tensor> {
         let weight = self.weight.f_detach()?;
         match &self.lora {
@@ -78,8 +79,8 @@ impl Linear {
         }
     }
 
-    /// The same layer out of reach of gradients: adapter merged, or kept beside the weight. The original weight is shared, not
-    /// copied.
+    /// The same layer out of reach of gradients: adapter merged, or kept beside the weight. The original weight is
+    /// shared, not copied.
     pub(super) fn frozen(&self, merge: bool) -> Result<Self> {
         let weight = self.weight.f_detach()?;
         let bias = self.bias.as_ref().map(Tensor::f_detach).transpose()?;

@@ -42,8 +42,8 @@ impl Perturbation {
     /// Values `[places, hidden]` for each site.
     ///
     /// # Errors
-    /// If a tensor does not have one row per place, or a place or a site comes twice: what is added twice would leave the
-    /// ball that each place by itself is in.
+    /// If a tensor does not have one row per place, or a place or a site comes twice: what is added twice would leave
+    /// the ball that each place by itself is in.
     pub fn new(places: Vec<Place>, parts: Vec<(Site, Tensor)>) -> Result<Self> {
         let mut seen = HashSet::with_capacity(places.len());
         if let Some(twice) = places.iter().find(|place| !seen.insert(**place)) {
