@@ -7,18 +7,23 @@ FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+
 
 .PHONY: libtorch build test test-real demo lint clean
 
-# Uses LIBTORCH if it is set, else a python3 that has the right PyTorch, else a virtual environment of its own.
+# Links .libtorch, which .cargo/config.toml names, to the LIBTORCH that is set, else to the PyTorch of a python3 that has the
+# right one, else to that of a virtual environment of its own. A link to another version is replaced.
+unexport LIBTORCH
 libtorch:
-	@if [ -e .libtorch/lib/libtorch.so ]; then exit 0; fi; \
-	folder="$$LIBTORCH"; \
-	if [ -z "$$folder" ]; then folder=$$($(PYTHON) -c '$(FIND_TORCH)' 2>/dev/null || true); fi; \
-	if [ -z "$$folder" ]; then \
+	@fits() { [ -e "$$1/lib/libtorch.so" ] && grep -qsF "$(TORCH)" "$$1/version.py" "$$1/build-version"; }; \
+	folder=$$(realpath -m "$(or $(LIBTORCH),.libtorch)"); \
+	if [ -n "$(LIBTORCH)" ] && ! fits "$$folder"; then \
+		echo "LIBTORCH=$(LIBTORCH): no libtorch $(TORCH) there (lib/libtorch.so, and version.py or build-version)" >&2; exit 1; \
+	fi; \
+	if ! fits "$$folder"; then folder=$$($(PYTHON) -c '$(FIND_TORCH)' 2>/dev/null || true); fi; \
+	if ! fits "$$folder"; then \
 		echo "installing PyTorch $(TORCH) into .venv"; \
 		$(PYTHON) -m venv .venv && .venv/bin/python -m pip install --quiet torch==$(TORCH) || exit 1; \
 		folder=$$(.venv/bin/python -c '$(FIND_TORCH)'); \
 	fi; \
-	if [ ! -e "$$folder/lib/libtorch.so" ]; then echo "no libtorch in $$folder: expected lib/libtorch.so" >&2; exit 1; fi; \
-	ln -sfn "$$folder" .libtorch && echo "libtorch: $$folder"
+	fits "$$folder" || { echo "no libtorch $(TORCH) in $$folder" >&2; exit 1; }; \
+	[ "$$(realpath -m .libtorch)" = "$$folder" ] || { ln -sfn "$$folder" .libtorch && echo "libtorch: $$folder"; }
 
 build: libtorch
 	cargo build --release
@@ -34,10 +39,10 @@ REAL := .real
 REAL_PYTHON := $(REAL)/venv/bin/python
 
 # One test at a time: each starts Pythons that want all cores.
-test-real: libtorch $(REAL)/ready
+test-real: $(REAL)/ready
 	ADVTRAIN_REAL=$(CURDIR)/$(REAL) cargo test --test real -- --ignored --test-threads=1 --nocapture
 
-$(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests/real/smollm2.py
+$(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests/real/smollm2.py | libtorch
 	rm -rf $(REAL)
 	$(PYTHON) -m venv $(REAL)/venv
 	cd .libtorch && dirname "$$(pwd -P)" > $(CURDIR)/$(REAL)/torch.pth

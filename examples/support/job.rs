@@ -3,6 +3,7 @@
 use std::{
     fs,
     hash::{DefaultHasher, Hash, Hasher},
+    io::IsTerminal,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
@@ -48,9 +49,10 @@ pub fn main(arguments: Arguments, plan: Plan) {
     }
 }
 
-/// Logs to standard error; RUST_LOG says how much.
+/// Logs to standard error; RUST_LOG says how much. Where there is no terminal to show a progress bar, every update is logged.
 fn start_logging() {
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| "warn,advtrain=info".into());
+    let default = if std::io::stderr().is_terminal() { "warn" } else { "warn,advtrain=info" };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
     tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
 }
 

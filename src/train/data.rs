@@ -63,6 +63,7 @@ impl Reference {
         if let Some(path) = path.as_deref().filter(|path| path.exists()) {
             return Ok(Self { values: files::read_json(path)? });
         }
+        tracing::info!(rows = rows.len(), "computing what the loss asks of the original model");
         let reference = Self::compute(loss, model, rows, micro_batch_size)?;
         if let Some(path) = path {
             files::write_json(&path, &reference.values)?;

@@ -364,7 +364,13 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
                 return Ok(Finish::Stopped);
             }
             let metrics = self.step()?;
-            tracing::debug!(update = metrics.update, loss = metrics.loss, seconds = metrics.seconds, "update");
+            tracing::info!(
+                update = metrics.update,
+                of = metrics.updates_total,
+                loss = metrics.loss,
+                seconds = metrics.seconds,
+                "update made"
+            );
             for observer in &mut self.observers {
                 observer.update(&metrics)?;
             }
@@ -416,6 +422,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             }
             files::write_json(&folder.join(STATE), &state)
         })?;
+        tracing::info!(update = self.update, "checkpoint written");
         if let Some(checkpoints) = &mut self.checkpoints {
             checkpoints.newest = Some(self.update);
         }
