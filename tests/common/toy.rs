@@ -1,10 +1,15 @@
 //! Shared by the tests of attacks and training: a tiny decoder in float64, a bigram model, and rows for them.
 #![allow(dead_code, reason = "each test crate uses a part")]
 
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicBool, Ordering},
+};
+
 use advtrain::{
-    AttackObjective, AttackOutcome, AttackRunner, AttackSettings, Batch, CausalLm, Continuation, ContinuationKind,
-    Decoder, Draws, EmbeddingAttack, Example, Hidden, Input, LoraConfig, Pass, Perturbation, Result,
-    TargetCrossEntropy, TokenKind, Tokens, TrainableLm,
+    AdvUlLoss, AttackObjective, AttackOutcome, AttackRunner, AttackSettings, Batch, CausalLm, Continuation,
+    ContinuationKind, Decoder, Draws, EmbeddingAttack, Example, Hidden, Input, LoraConfig, LossInput, Observer, Pass,
+    Perturbation, Result, RobustLoss, TargetCrossEntropy, Term, TokenKind, Tokens, TrainableLm, UpdateMetrics,
     tch::{Device, Kind, Tensor},
 };
 
@@ -111,6 +116,34 @@ pub fn cross_entropy(
 /// The numbers of a tensor.
 pub fn numbers(tensor: &Tensor) -> Vec<f64> {
     Vec::try_from(tensor.detach().to_kind(Kind::Double).reshape([-1])).unwrap()
+}
+
+/// The ids of a prompt, and how many places of it were perturbed.
+pub type Seen = (Vec<i64>, usize);
+
+/// C-AdvUL, and a note of the prompts and perturbed places that it met.
+pub struct Watched {
+    pub loss: AdvUlLoss,
+    pub seen: Arc<Mutex<Vec<Seen>>>,
+}
+
+impl RobustLoss for Watched {
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let places = input.perturbation.map_or(0, |one| one.places().len());
+        let prompt = input.batch.examples()[0].prompt().ids().to_vec();
+        self.seen.lock().unwrap().push((prompt, places));
+        self.loss.terms(input)
+    }
+}
+
+/// Raises a flag after an update.
+pub struct StopAfter(pub usize, pub Arc<AtomicBool>);
+
+impl Observer for StopAfter {
+    fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
+        self.1.store(metrics.update >= self.0, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
 /// A model whose next token depends on the current one alone: its logits are the embedding times a matrix.
