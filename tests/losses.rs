@@ -389,8 +389,10 @@ fn settings_out_of_range_are_refused_when_the_trainer_is_built() {
     }
     let good = || Box::new(floor(f64::NEG_INFINITY)) as Box<dyn RobustLoss>;
     assert_eq!(refused(with(good(), -1.0)), "utility.weight = -1: must be at least 0 and finite");
-    let attack = |attack| with(good(), 1.0).attack(attack, AttackSettings::default());
-    let boxed = Box::new(Pgd { steps: 0, ..Pgd::default() }) as Box<dyn EmbeddingAttack>;
-    assert_eq!(refused(attack(boxed)), "attack.steps = 0: must be at least 1");
-    assert!(attack(Box::new(Pgd::default())).build().is_ok());
+    let attack = |steps| {
+        let boxed = Box::new(Pgd { steps, ..Pgd::default() }) as Box<dyn EmbeddingAttack>;
+        with(good(), 1.0).attack(boxed, AttackSettings::default())
+    };
+    assert_eq!(refused(attack(0)), "attack.steps = 0: must be at least 1");
+    assert!(attack(1).build().is_ok());
 }

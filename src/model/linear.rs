@@ -12,8 +12,9 @@ pub(super) struct Linear {
     pub(super) name: String,
     /// `[out, in]` in the compute dtype.
     pub(super) weight: Tensor,
-    /// Where the adapter is merged into the weight: the weight without it, for [`Adapter::Off`].
-    original: Option<Tensor>,
+    /// Where the adapter is merged into the weight: the weight without it, for [`Adapter::Off`]. Boxed, since only frozen
+    /// layers have one.
+    original: Option<Box<Tensor>>,
     /// `[out]`.
     pub(super) bias: Option<Tensor>,
     pub(super) lora: Option<Lora>,
@@ -86,9 +87,11 @@ impl Linear {
         let bias = self.bias.as_ref().map(Tensor::f_detach).transpose()?;
         let same = Self { name: self.name.clone(), weight, original: None, bias, lora: None };
         Ok(match &self.lora {
-            Some(_) if merge => Self { weight: self.merged()?, original: Some(same.weight), ..same },
+            Some(_) if merge => Self { weight: self.merged()?, original: Some(Box::new(same.weight)), ..same },
             Some(lora) => Self { lora: Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }), ..same },
-            None => Self { original: self.original.as_ref().map(Tensor::f_detach).transpose()?, ..same },
+            None => {
+                Self { original: self.original.as_ref().map(|one| one.f_detach().map(Box::new)).transpose()?, ..same }
+            }
         })
     }
 }
