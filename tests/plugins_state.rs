@@ -207,7 +207,8 @@ impl Observer for Radii {
 
 #[test]
 fn attacks_by_turns_go_on_after_a_checkpoint() {
-    let (radii, seen): (Arc<Mutex<Vec<f64>>>, Arc<Mutex<Vec<Seen>>>) = Default::default();
+    let radii: Arc<Mutex<Vec<f64>>> = Arc::default();
+    let seen: Arc<Mutex<Vec<Seen>>> = Arc::default();
     let folder = tempfile::tempdir().unwrap();
     let trainer = || {
         let mut trainer = AdversarialTrainer::builder(with_lora(0.0))
