@@ -360,7 +360,7 @@ fn configs_that_ask_for_something_else_are_named() {
     for (key, value, words) in [
         ("model_type", json!("gpt_neox"), "model_type = \"gpt_neox\" is not supported"),
         ("model_type", Value::Null, "model_type: expected the name of a family"),
-        ("hidden_size", Value::Null, "hidden_size: expected a whole number above 0"),
+        ("hidden_size", Value::Null, "hidden_size: expected a whole number from 1"),
         ("vocab_size", json!(95), "model.embed_tokens.weight\": expected shape [95, 32], found [96, 32]"),
         ("quantization_config", json!({"quant_method": "gptq"}), "quantization_config"),
         ("num_hidden_layers", json!(1), "tensors that the config has no place for"),

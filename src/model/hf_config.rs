@@ -8,6 +8,10 @@ use super::config::{Activation, DecoderConfig, Family, NormKind, Projection, Rop
 use crate::{Error, ErrorKind, Result, files};
 
 const SUPPORTED: &str = "gemma, phi3, mistral, llama and qwen2 are";
+/// No matrix has more numbers than this, so that neither they nor their bytes can overflow what counts them.
+const LARGEST: usize = 1 << 40;
+const COUNT: &str = "a whole number from 1 to 2147483647";
+const POSITIVE: &str = "a number above 0";
 
 impl DecoderConfig {
     /// Reads `config.json` of a model folder, in either dialect.
@@ -52,6 +56,10 @@ impl ConfigFile<'_> {
         let head_dim = match (self.count_or_none("head_dim")?, family) {
             (Some(head_dim), _) => head_dim,
             (None, Family::Gemma) => 256,
+            (None, _) if heads > hidden => {
+                let expected = format!("at most hidden_size = {hidden}");
+                return Err(self.wrong("num_attention_heads", &expected, self.get("num_attention_heads")));
+            }
             (None, _) => hidden / heads,
         };
         let bias = self.flag_or("attention_bias", false)?;
@@ -67,7 +75,7 @@ impl ConfigFile<'_> {
             kv_heads: self.count_or_none("num_key_value_heads")?.unwrap_or(heads),
             head_dim,
             norm: if gemma { NormKind::UnitOffset } else { NormKind::Plain },
-            norm_epsilon: self.number_or("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })?,
+            norm_epsilon: self.positive_or("rms_norm_eps", if family == Family::Phi3 { 1e-5 } else { 1e-6 })?,
             activation: self.activation(family)?,
             scales_embeddings: gemma,
             qkv: fused,
@@ -101,9 +109,12 @@ impl ConfigFile<'_> {
             return Err(self.unsupported("quantization_config", "weights in float32, bfloat16 and float16 are"));
         }
         for key in ["attention_dropout", "resid_pdrop", "embd_pdrop"] {
-            if self.number_or(key, 0.0)? != 0.0 {
+            if self.get(key).is_some_and(|value| value.as_f64() != Some(0.0)) {
                 return Err(self.unsupported(key, "0.0 is"));
             }
+        }
+        if self.flag_or("use_bidirectional_attention", false)? {
+            return Err(self.unsupported("use_bidirectional_attention", "false is"));
         }
         if self.get("pretraining_tp").is_some_and(|value| value != 1) {
             return Err(self.unsupported("pretraining_tp", "1 is"));
@@ -156,9 +167,9 @@ impl ConfigFile<'_> {
             (None, None) => (&empty, ""),
         };
         let scaling = ConfigFile { path: self.path.clone(), map, prefix };
-        let either = |key: &str, default: f64| match scaling.number_or_none(key)? {
+        let either = |key: &str, default: f64| match scaling.positive_or_none(key)? {
             Some(value) => Ok(value),
-            None => self.number_or(key, default),
+            None => self.positive_or(key, default),
         };
         let rotary_dim = (head_dim as f64 * either("partial_rotary_factor", 1.0)?) as usize;
         Ok(RopeConfig { theta: either("rope_theta", 10_000.0)?, rotary_dim, scaling: self.scaling(&scaling)? })
@@ -168,16 +179,21 @@ impl ConfigFile<'_> {
         let key = if inner.get("rope_type").is_some() { "rope_type" } else { "type" };
         match inner.get(key).map_or(Some("default"), Value::as_str) {
             Some("default") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: inner.number("factor")? }),
-            Some("llama3") => Ok(RopeScaling::Llama3 {
-                factor: inner.number("factor")?,
-                low: inner.number("low_freq_factor")?,
-                high: inner.number("high_freq_factor")?,
-                original: inner.number("original_max_position_embeddings")?,
-            }),
+            Some("linear") => Ok(RopeScaling::Linear { factor: inner.positive("factor")? }),
+            Some("llama3") => inner.llama3(),
             Some("longrope" | "su") => self.long_rope(inner),
             _ => Err(inner.unsupported(key, "default, linear, llama3 and longrope (su) are")),
         }
+    }
+
+    fn llama3(&self) -> Result<RopeScaling> {
+        let (low, high) = (self.positive("low_freq_factor")?, self.positive("high_freq_factor")?);
+        if high <= low {
+            let expected = format!("a number above low_freq_factor = {low}");
+            return Err(self.wrong("high_freq_factor", &expected, self.get("high_freq_factor")));
+        }
+        let original = self.positive("original_max_position_embeddings")?;
+        Ok(RopeScaling::Llama3 { factor: self.positive("factor")?, low, high, original })
     }
 
     fn long_rope(&self, inner: &ConfigFile) -> Result<RopeScaling> {
@@ -187,18 +203,23 @@ impl ConfigFile<'_> {
             (Some(original), _) | (None, Some(original)) => original,
             (None, None) => longest,
         };
+        if original < 2 {
+            let message = format!("{ORIGINAL} = {original}: expected at least 2, as its logarithm is divided by");
+            return Err(Error::file(&self.path, message));
+        }
         let factor =
-            if original < longest { longest as f64 / original as f64 } else { inner.number_or("factor", 1.0)? };
+            if original < longest { longest as f64 / original as f64 } else { inner.positive_or("factor", 1.0)? };
         let by_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
         Ok(RopeScaling::Long {
-            short: inner.numbers("short_factor")?,
-            long: inner.numbers("long_factor")?,
+            short: inner.positives("short_factor")?,
+            long: inner.positives("long_factor")?,
             original,
-            attention_factor: inner.number_or("attention_factor", by_factor)?,
+            attention_factor: inner.positive_or("attention_factor", by_factor)?,
         })
     }
 
     fn check(&self, config: &DecoderConfig) -> Result<()> {
+        self.check_sizes(config)?;
         if !config.heads.is_multiple_of(config.kv_heads) {
             let expected = format!("a divisor of num_attention_heads = {}", config.heads);
             return Err(self.wrong("num_key_value_heads", &expected, self.get("num_key_value_heads")));
@@ -206,7 +227,7 @@ impl ConfigFile<'_> {
         let rotary = config.rope.rotary_dim;
         if rotary == 0 || !rotary.is_multiple_of(2) || rotary > config.head_dim {
             let message = format!(
-                "partial_rotary_factor: rotates {rotary} of {} numbers of a head; must be even",
+                "partial_rotary_factor: rotates {rotary} of {} numbers of a head; expected an even number of them",
                 config.head_dim
             );
             return Err(Error::file(&self.path, message));
@@ -219,6 +240,36 @@ impl ConfigFile<'_> {
                 }
             }
         }
+        self.check_layer_types(config)
+    }
+
+    /// transformers reads this list for Qwen2 alone; anywhere else one that says something other than `sliding_window` does
+    /// would be ignored.
+    fn check_layer_types(&self, config: &DecoderConfig) -> Result<()> {
+        let expected = if config.sliding_window.is_some() { "sliding_attention" } else { "full_attention" };
+        match self.get("layer_types") {
+            None => Ok(()),
+            Some(Value::Array(types)) if types.iter().all(|one| one == expected) => Ok(()),
+            Some(_) => {
+                let window = config.sliding_window.map_or("none".to_string(), |window| window.to_string());
+                let supported = format!("{expected:?} for every layer is, the window being {window}");
+                Err(self.unsupported("layer_types", &supported))
+            }
+        }
+    }
+
+    fn check_sizes(&self, config: &DecoderConfig) -> Result<()> {
+        let projected = (config.heads + 2 * config.kv_heads).saturating_mul(config.head_dim);
+        for (what, width) in [
+            ("vocab_size * hidden_size", config.vocabulary),
+            ("2 * intermediate_size * hidden_size", 2 * config.intermediate),
+            ("(num_attention_heads + 2 * num_key_value_heads) * head_dim * hidden_size", projected),
+        ] {
+            let size = config.hidden.saturating_mul(width);
+            if size > LARGEST {
+                return Err(Error::file(&self.path, format!("{what} = {size}: expected at most {LARGEST}")));
+            }
+        }
         Ok(())
     }
 
@@ -227,37 +278,36 @@ impl ConfigFile<'_> {
     }
 
     fn count(&self, key: &str) -> Result<usize> {
-        self.count_or_none(key)?.ok_or_else(|| self.wrong(key, "a whole number above 0", None))
+        self.count_or_none(key)?.ok_or_else(|| self.wrong(key, COUNT, None))
     }
 
     fn count_or_none(&self, key: &str) -> Result<Option<usize>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         match value.as_u64() {
-            Some(count) if count > 0 => Ok(Some(count as usize)),
-            _ => Err(self.wrong(key, "a whole number above 0", Some(value))),
+            Some(count) if (1..1 << 31).contains(&count) => Ok(Some(count as usize)),
+            _ => Err(self.wrong(key, COUNT, Some(value))),
         }
     }
 
-    fn number(&self, key: &str) -> Result<f64> {
-        self.number_or_none(key)?.ok_or_else(|| self.wrong(key, "a number", None))
+    fn positive(&self, key: &str) -> Result<f64> {
+        self.positive_or_none(key)?.ok_or_else(|| self.wrong(key, POSITIVE, None))
     }
 
-    fn number_or(&self, key: &str, default: f64) -> Result<f64> {
-        Ok(self.number_or_none(key)?.unwrap_or(default))
+    fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+        Ok(self.positive_or_none(key)?.unwrap_or(default))
     }
 
-    fn number_or_none(&self, key: &str) -> Result<Option<f64>> {
+    fn positive_or_none(&self, key: &str) -> Result<Option<f64>> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        value.as_f64().map(Some).ok_or_else(|| self.wrong(key, "a number", Some(value)))
+        positive(value).map(Some).ok_or_else(|| self.wrong(key, POSITIVE, Some(value)))
     }
 
-    fn numbers(&self, key: &str) -> Result<Vec<f64>> {
-        let list = self.get(key).and_then(Value::as_array);
-        let numbers = list.map(|list| list.iter().filter_map(Value::as_f64).collect::<Vec<_>>());
-        match (list, numbers) {
-            (Some(list), Some(numbers)) if list.len() == numbers.len() => Ok(numbers),
-            _ => Err(self.wrong(key, "a list of numbers", self.get(key))),
-        }
+    fn positives(&self, key: &str) -> Result<Vec<f64>> {
+        let numbers = match self.get(key) {
+            Some(Value::Array(list)) => list.iter().map(positive).collect::<Option<_>>(),
+            _ => None,
+        };
+        numbers.ok_or_else(|| self.wrong(key, "a list of numbers above 0", self.get(key)))
     }
 
     fn flag_or(&self, key: &str, default: bool) -> Result<bool> {
@@ -281,48 +331,10 @@ impl ConfigFile<'_> {
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-
-    fn tiny() -> Value {
-        json!({
-            "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
-            "num_hidden_layers": 2, "num_attention_heads": 4
-        })
-    }
-
-    fn with(key: &str, value: Value) -> Result<DecoderConfig> {
-        let mut json = tiny();
-        json[key] = value;
-        DecoderConfig::from_json(&json, "config.json")
-    }
-
-    #[test]
-    fn what_is_not_supported_is_named() {
-        for (key, value, in_message) in [
-            ("model_type", json!("gpt2"), "model_type = \"gpt2\" is not supported"),
-            ("quantization_config", json!({"load_in_4bit": true}), "quantization_config"),
-            ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "rope_scaling.type = \"dynamic\""),
-            ("rope_parameters", json!({"rope_type": "yarn"}), "rope_parameters.rope_type = \"yarn\""),
-            ("hidden_act", json!("relu"), "hidden_act = \"relu\""),
-            ("attention_dropout", json!(0.1), "attention_dropout = 0.1"),
-            ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor"),
-            ("hidden_size", json!("32"), "hidden_size: expected a whole number above 0, found \"32\""),
-            ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor: expected a number, found nothing"),
-        ] {
-            let error = with(key, value).unwrap_err().to_string();
-            assert!(error.contains(in_message), "{error}");
-            assert!(error.starts_with("config.json: "), "{error}");
-        }
-    }
-
-    #[test]
-    fn null_counts_as_absent() {
-        let config = with("rope_scaling", Value::Null).unwrap();
-        assert_eq!(config.rope.scaling, RopeScaling::None);
-        assert_eq!(with("head_dim", Value::Null).unwrap().head_dim, 8);
-    }
+fn positive(value: &Value) -> Option<f64> {
+    value.as_f64().filter(|number| *number > 0.0)
 }
+
+#[cfg(test)]
+#[path = "hf_config_tests.rs"]
+mod tests;

@@ -1,0 +1,154 @@
+//! What is refused, and how null, dialects and lists of layers are read.
+
+use serde_json::json;
+
+use super::*;
+
+fn tiny() -> Value {
+    json!({
+        "model_type": "llama", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 48,
+        "num_hidden_layers": 2, "num_attention_heads": 4
+    })
+}
+
+fn with(key: &str, value: Value) -> Result<DecoderConfig> {
+    let mut json = tiny();
+    json[key] = value;
+    DecoderConfig::from_json(&json, "config.json")
+}
+
+#[test]
+fn what_is_not_supported_is_named() {
+    for (key, value, in_message) in [
+        ("model_type", json!("gpt2"), "model_type = \"gpt2\" is not supported"),
+        ("quantization_config", json!({"load_in_4bit": true}), "quantization_config"),
+        ("rope_scaling", json!({"type": "dynamic", "factor": 2.0}), "rope_scaling.type = \"dynamic\""),
+        ("rope_parameters", json!({"rope_type": "yarn"}), "rope_parameters.rope_type = \"yarn\""),
+        ("hidden_act", json!("relu"), "hidden_act = \"relu\""),
+        ("attention_dropout", json!(0.1), "attention_dropout = 0.1"),
+        ("num_key_value_heads", json!(3), "num_key_value_heads: expected a divisor"),
+        ("hidden_size", json!("32"), "hidden_size: expected a whole number from 1 to 2147483647, found \"32\""),
+        ("rope_scaling", json!({"type": "linear"}), "rope_scaling.factor: expected a number above 0, found nothing"),
+        ("use_bidirectional_attention", json!(true), "use_bidirectional_attention = true is not supported: false is"),
+        ("layer_types", json!(["full_attention", "sliding_attention"]), "layer_types = [\"full_attention\","),
+    ] {
+        let error = with(key, value).unwrap_err().to_string();
+        assert!(error.contains(in_message), "{error}");
+        assert!(error.starts_with("config.json: "), "{error}");
+    }
+}
+
+#[test]
+fn numbers_out_of_range_are_named() {
+    let long = |key: &str, value: Value| {
+        let mut rope = json!({
+            "type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 1.0, 1.0, 1.0],
+            "original_max_position_embeddings": 8
+        });
+        rope[key] = value;
+        let mut json = tiny();
+        json["max_position_embeddings"] = json!(16);
+        json["rope_scaling"] = rope;
+        json
+    };
+    let llama3 = |key: &str, value: Value| {
+        let mut rope = json!({
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64
+        });
+        rope[key] = value;
+        let mut json = tiny();
+        json["rope_parameters"] = rope;
+        json
+    };
+    let plain = |key: &str, value: Value| {
+        let mut json = tiny();
+        json[key] = value;
+        json
+    };
+    let changed = |change: &[(&str, i64)]| {
+        let mut json = tiny();
+        change.iter().for_each(|(key, value)| json[*key] = json!(value));
+        json
+    };
+    for (json, message) in [
+        (plain("rope_theta", json!(0)), "rope_theta: expected a number above 0, found 0"),
+        (plain("rms_norm_eps", json!(-1e-6)), "rms_norm_eps: expected a number above 0, found -1e-6"),
+        (plain("partial_rotary_factor", json!(-0.5)), "partial_rotary_factor: expected a number above 0, found -0.5"),
+        (plain("partial_rotary_factor", json!(2.0)), "partial_rotary_factor: rotates 16 of 8 numbers of a head"),
+        (
+            plain("num_hidden_layers", json!(1u64 << 31)),
+            "num_hidden_layers: expected a whole number from 1 to 2147483647",
+        ),
+        (plain("num_attention_heads", json!(64)), "num_attention_heads: expected at most hidden_size = 32, found 64"),
+        (llama3("factor", json!(0.0)), "rope_parameters.factor: expected a number above 0, found 0.0"),
+        (
+            llama3("high_freq_factor", json!(1.0)),
+            "rope_parameters.high_freq_factor: expected a number above low_freq_factor = 1",
+        ),
+        (
+            llama3("original_max_position_embeddings", json!(0)),
+            "rope_parameters.original_max_position_embeddings: expected",
+        ),
+        (
+            long("short_factor", json!([1.0, 0.0, 1.0, 1.0])),
+            "rope_scaling.short_factor: expected a list of numbers above 0",
+        ),
+        (long("attention_factor", json!(0)), "rope_scaling.attention_factor: expected a number above 0, found 0"),
+        (
+            long("original_max_position_embeddings", json!(1)),
+            "original_max_position_embeddings = 1: expected at least 2",
+        ),
+        (
+            changed(&[("vocab_size", 1 << 30), ("hidden_size", 1 << 11)]),
+            "vocab_size * hidden_size = 2199023255552: expected at most 1099511627776",
+        ),
+        (
+            changed(&[("hidden_size", (1 << 31) - 1), ("intermediate_size", (1 << 31) - 1)]),
+            "2 * intermediate_size * hidden_size = 9223372028264841218: expected at most 1099511627776",
+        ),
+        (
+            changed(&[
+                ("head_dim", (1 << 31) - 1),
+                ("num_attention_heads", (1 << 31) - 1),
+                ("hidden_size", (1 << 31) - 1),
+                ("vocab_size", 1),
+            ]),
+            "(num_attention_heads + 2 * num_key_value_heads) * head_dim * hidden_size = ",
+        ),
+    ] {
+        let error = DecoderConfig::from_json(&json, "config.json").unwrap_err().to_string();
+        assert!(error.starts_with(&format!("config.json: {message}")), "{error:?} is not {message:?}");
+    }
+    // What was changed above is read as it was.
+    DecoderConfig::from_json(&long("attention_factor", json!(1.0)), "config.json").unwrap();
+    DecoderConfig::from_json(&llama3("factor", json!(8.0)), "config.json").unwrap();
+}
+
+/// transformers 5 writes the list for Qwen2; what it says for the others must be what `sliding_window` says.
+#[test]
+fn layer_types_agree_with_the_window() {
+    for (family, window, types, fits) in [
+        ("qwen2", json!(null), ["full_attention", "full_attention"], true),
+        ("qwen2", json!(null), ["full_attention", "sliding_attention"], false),
+        ("mistral", json!(4), ["sliding_attention", "sliding_attention"], true),
+        ("mistral", json!(4), ["full_attention", "sliding_attention"], false),
+        ("mistral", json!(null), ["sliding_attention", "sliding_attention"], false),
+        ("phi3", json!(null), ["chunked_attention", "chunked_attention"], false),
+    ] {
+        let mut json = tiny();
+        json["model_type"] = json!(family);
+        json["sliding_window"] = window.clone();
+        json["layer_types"] = json!(types);
+        let found = DecoderConfig::from_json(&json, "config.json");
+        assert_eq!(found.is_ok(), fits, "{family}, {window}, {types:?}: {found:?}");
+    }
+    assert!(with("layer_types", json!("full_attention")).is_err());
+}
+
+#[test]
+fn null_counts_as_absent() {
+    let config = with("rope_scaling", Value::Null).unwrap();
+    assert_eq!(config.rope.scaling, RopeScaling::None);
+    assert_eq!(with("head_dim", Value::Null).unwrap().head_dim, 8);
+}
