@@ -301,7 +301,7 @@ fn assert_refused(folder: &Path, words: &[&str]) {
 fn bad_adapters_are_refused_by_name() {
     const FACTOR: &str = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight";
     let none = |_: &mut BTreeMap<String, Tensor>| {};
-    let cases: [(&str, Value, &[&str]); 18] = [
+    let cases: [(&str, Value, &[&str]); 19] = [
         ("peft_type", json!("IA3"), &["peft_type = \"IA3\" is not supported"]),
         ("use_dora", json!(true), &["use_dora = true is not supported"]),
         ("bias", json!("all"), &["bias = \"all\" is not supported"]),
@@ -314,7 +314,8 @@ fn bad_adapters_are_refused_by_name() {
         ("init_lora_weights", json!("pissa_niter_4"), &["init_lora_weights = \"pissa_niter_4\" is not supported"]),
         ("r", json!("four"), &["r: expected a whole number, found \"four\""]),
         ("r", json!(5), &["layers.0.self_attn.q_proj.lora_A.weight\": expected shape [5, 32], found [4, 32]"]),
-        ("r", json!(0), &["lora.rank = 0: must be at least 1"]),
+        ("r", json!(0), &["lora.rank = 0: must be from 1 to 65536"]),
+        ("r", json!(u64::MAX), &["lora.rank = 18446744073709551615: must be from 1 to 65536"]),
         ("lora_alpha", Value::Null, &["lora_alpha: expected a number, found null"]),
         ("lora_dropout", json!(1.0), &["lora.dropout = 1: must be at least 0 and below 1"]),
         ("target_modules", json!(["q_proj", "w_proj"]), &["lora.target_modules = \"w_proj\": must be one of"]),
@@ -361,8 +362,14 @@ fn bad_adapters_are_refused_by_name() {
 fn settings_out_of_range_are_named() {
     let mut model = load("llama", Kind::Float);
     for (config, message) in [
-        (LoraConfig { rank: 0, ..LoraConfig::default() }, "lora.rank = 0: must be at least 1"),
-        (LoraConfig { alpha: 0.0, ..LoraConfig::default() }, "lora.alpha = 0: must be above 0"),
+        (LoraConfig { rank: 0, ..LoraConfig::default() }, "lora.rank = 0: must be from 1 to 65536"),
+        (LoraConfig { rank: 65_537, ..LoraConfig::default() }, "lora.rank = 65537: must be from 1 to 65536"),
+        (LoraConfig { alpha: f64::INFINITY, ..LoraConfig::default() }, "lora.alpha = inf: must be above 0 and finite"),
+        (
+            LoraConfig { dropout: f64::NAN, ..LoraConfig::default() },
+            "lora.dropout = NaN: must be at least 0 and below 1",
+        ),
+        (LoraConfig { alpha: 0.0, ..LoraConfig::default() }, "lora.alpha = 0: must be above 0 and finite"),
         (LoraConfig { dropout: -0.1, ..LoraConfig::default() }, "lora.dropout = -0.1: must be at least 0 and below 1"),
     ] {
         assert_eq!(model.add_lora(&config, 1).unwrap_err().to_string(), message);

@@ -22,8 +22,8 @@ const WEIGHTS: &str = "adapter_model.safetensors";
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
-/// | `rank` | 64 | inner width of the factors | at least 1 |
-/// | `alpha` | 16 | the product is scaled by alpha / rank | above 0 |
+/// | `rank` | 64 | inner width of the factors | 1 to 65536 |
+/// | `alpha` | 16 | the product is scaled by alpha / rank | above 0, finite |
 /// | `dropout` | 0.1 | on the adapter's input, while training | 0 to below 1 |
 /// | `target_modules` | every linear layer but the head | module names, or their last parts | names that the model has |
 /// | `rank_stabilised` | false | scale by alpha / sqrt(rank) instead | |
@@ -55,11 +55,12 @@ impl LoraConfig {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        if self.rank == 0 {
-            return Err(Error::setting("lora.rank", self.rank, "at least 1"));
+        // Wider than any layer; what overflows in a product with a layer's width is far above.
+        if !(1..=65_536).contains(&self.rank) {
+            return Err(Error::setting("lora.rank", self.rank, "from 1 to 65536"));
         }
         if !(self.alpha > 0.0 && self.alpha.is_finite()) {
-            return Err(Error::setting("lora.alpha", self.alpha, "above 0"));
+            return Err(Error::setting("lora.alpha", self.alpha, "above 0 and finite"));
         }
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::setting("lora.dropout", self.dropout, "at least 0 and below 1"));
