@@ -386,3 +386,22 @@ fn a_mistral_without_a_window_has_transformers_default() {
         assert_eq!(DecoderConfig::read(folder.path()).unwrap().sliding_window, expected);
     }
 }
+
+#[test]
+fn a_fingerprint_tells_weights_apart_and_knows_no_dtype() {
+    let fingerprint = |folder: &Path, kind| Decoder::load(folder, kind, Device::Cpu).unwrap().fingerprint().unwrap();
+    let folder = copy_of("llama");
+    let original = fingerprint(folder.path(), Kind::Float);
+    assert_eq!(load("llama", Kind::Float).fingerprint().unwrap(), original);
+    // The same numbers in another order.
+    change_weights(&folder, |tensors| {
+        let table = tensors.get_mut("model.embed_tokens.weight").unwrap();
+        *table = table.flip([0]).contiguous();
+    });
+    assert_ne!(fingerprint(folder.path(), Kind::Float), original);
+    let narrow = tempfile::tempdir().unwrap();
+    load("llama", Kind::BFloat16).save(narrow.path()).unwrap();
+    let of_narrow = fingerprint(narrow.path(), Kind::BFloat16);
+    assert_eq!(fingerprint(narrow.path(), Kind::Float), of_narrow);
+    assert_ne!(of_narrow, original);
+}
