@@ -109,3 +109,39 @@ impl Lora {
         Ok(low.f_matmul(&b.f_tr()?)?.f_mul_scalar(self.scale)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tch::Device;
+
+    use super::*;
+
+    /// Dropout takes whole inputs of A and grows the others by 1 / (1 - p): with inputs 1, 2, 4, … and factors of ones, the
+    /// adapter's part says which were kept.
+    #[test]
+    fn dropout_is_on_the_adapters_input_alone() {
+        const ROWS: i64 = 64;
+        const INPUTS: i64 = 10;
+        let options = (Kind::Double, Device::Cpu);
+        let lora =
+            Lora { a: Tensor::ones([1, INPUTS], options), b: Tensor::ones([3, 1], options), scale: 0.5, dropout: 0.25 };
+        let weight = Tensor::arange(3 * INPUTS, options).view([3, INPUTS]);
+        let linear = Linear { name: "linear".into(), weight: weight.copy(), bias: None, lora: Some(lora) };
+        let x = Tensor::from(2.0).pow(&Tensor::arange(INPUTS, options)).repeat([ROWS, 1]);
+        let y = linear.forward(&x, LinearMode { adapter: Adapter::On, dropout: true }).unwrap();
+        let sums = (y - x.matmul(&weight.tr())) / 0.5 * 0.75;
+        let mut kept = 0;
+        let mut different = std::collections::BTreeSet::new();
+        for row in 0..ROWS {
+            let sum = [0, 1, 2].map(|out| sums.double_value(&[row, out]));
+            assert!(sum.iter().all(|sum| (sum - sum.round()).abs() < 1e-9), "{sum:?}");
+            let sum = sum.map(|sum| sum.round() as u64);
+            assert!(sum == [sum[0]; 3] && sum[0] < 1 << INPUTS, "{sum:?}");
+            kept += sum[0].count_ones();
+            different.insert(sum[0]);
+        }
+        // Six standard deviations.
+        assert!((f64::from(kept) / (ROWS * INPUTS) as f64 - 0.75).abs() < 0.1, "{kept}");
+        assert!(different.len() > 10, "{different:?}");
+    }
+}
