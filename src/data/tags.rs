@@ -3,17 +3,25 @@
 //! `{% generation %}` … `{% endgeneration %}` mark what a model is trained on. They are an extension of transformers that the Jinja engine here does not know and has no hook for. They become a filter
 //! block, which keeps their whitespace control, around a scope of its own, which the tags have in transformers.
 
+use minijinja::{Error, ErrorKind};
+
 /// The filter that puts marks around the text between the tags.
 pub(super) const FILTER: &str = "advtrain_generation";
 
 /// The same template with generation tags turned into blocks of [`FILTER`], and whether there was any.
-pub(super) fn rewrite(source: &str) -> (String, bool) {
+///
+/// # Errors
+/// If a string holds an escape that the engine would print as it stands.
+pub(super) fn rewrite(source: &str) -> Result<(String, bool), Error> {
     let mut output = String::with_capacity(source.len());
     let mut found = false;
     let mut rest = source;
     while let Some((start, mut end)) = next_tag(rest) {
         output.push_str(&rest[..start]);
         let tag = &rest[start..end];
+        if let Some(escape) = unknown_escape(tag) {
+            return Err(Error::new(ErrorKind::SyntaxError, format!("the escape \\{escape} in {tag} is not supported")));
+        }
         match tag_name(tag) {
             // Each tag's own ends, which carry the whitespace control, stay on the outside.
             "generation" => {
@@ -36,7 +44,26 @@ pub(super) fn rewrite(source: &str) -> (String, bool) {
         rest = &rest[end..];
     }
     output.push_str(rest);
-    (output, found)
+    Ok((output, found))
+}
+
+/// The first of Python's escapes `\U` and `\N` in a string of a tag or expression.
+fn unknown_escape(code: &str) -> Option<char> {
+    let mut quote = None;
+    let mut characters = code.chars().filter(|_| !code.starts_with("{#"));
+    while let Some(character) = characters.next() {
+        match quote {
+            Some(_) if character == '\\' => {
+                if let Some(escape @ ('U' | 'N')) = characters.next() {
+                    return Some(escape);
+                }
+            }
+            Some(open) if character == open => quote = None,
+            None if matches!(character, '\'' | '"') => quote = Some(character),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// The byte range of the next tag, expression or comment; none if there is no whole one.
@@ -104,7 +131,7 @@ mod tests {
 
     #[test]
     fn whitespace_control_stays_outside() {
-        let (source, found) = rewrite("a {%- generation -%} b {% endgeneration +%}");
+        let (source, found) = rewrite("a {%- generation -%} b {% endgeneration +%}").unwrap();
         assert!(found);
         assert_eq!(source, "a {%- filter advtrain_generation %}{% with -%} b {% endwith %}{% endfilter +%}");
     }
@@ -120,13 +147,13 @@ mod tests {
             "{ % generation % } {% generation",
         ];
         for source in untouched {
-            assert_eq!(rewrite(source), (source.to_string(), false));
+            assert_eq!(rewrite(source).unwrap(), (source.to_string(), false));
         }
     }
 
     #[test]
     fn tags_behind_other_code_are_found() {
-        let (source, found) = rewrite("{# it's #}{{ \"it's\" }}{%generation%}x{%endgeneration%}");
+        let (source, found) = rewrite("{# it's #}{{ \"it's\" }}{%generation%}x{%endgeneration%}").unwrap();
         assert!(
             found && source.ends_with("{%filter advtrain_generation %}{% with%}x{%endwith %}{% endfilter%}"),
             "{source}"

@@ -36,6 +36,9 @@ impl Engine {
             SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).keep_trailing_newline(false).build()?;
         environment.set_syntax(syntax);
         minijinja_contrib::add_to_environment(&mut environment);
+        // They do something else than in Jinja.
+        environment.remove_filter("attr");
+        environment.remove_filter("pprint");
         environment.set_unknown_method_callback(call_method);
         environment.add_filter("tojson", tojson);
         environment
@@ -50,7 +53,7 @@ impl Engine {
         });
         environment.add_function("raise_exception", raise_exception);
         // Jinja reads every kind of line end as one newline.
-        let (source, has_generation_tags) = tags::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"));
+        let (source, has_generation_tags) = tags::rewrite(&source.replace("\r\n", "\n").replace('\r', "\n"))?;
         environment.add_template_owned(NAME, source)?;
         let date = Date::today();
         Ok(Self { environment, special, date, has_generation_tags }.with_date(date))

@@ -220,3 +220,37 @@ fn what_the_engine_does_otherwise_is_put_right() {
         assert_eq!(template.render(&[], false).unwrap(), expected, "{source}");
     }
 }
+
+/// jinja2 renders each of these; docs/templates.md lists them. An author learns what is missing from the message.
+#[test]
+fn what_the_engine_lacks_is_named() {
+    let named = [
+        ("{{ 'ab' | center(10) }}", "filter center is unknown"),
+        ("{{ 'a b' | wordwrap(4) }}", "filter wordwrap is unknown"),
+        ("{{ [1] | pprint }}", "filter pprint is unknown"),
+        ("{{ {} | attr('a') }}", "filter attr is unknown"),
+        ("{{ 'ab'.center(10) }}", "string has no method named center"),
+        ("{{ '7'.zfill(3) }}", "string has no method named zfill"),
+        ("{{ [1].index(1) }}", "sequence has no method named index"),
+        ("{{ {}.copy() }}", "map has no method named copy"),
+        ("{{ '%s' % 'x' }}", "tried to use % operator on unsupported types string and string"),
+        ("{{ 'x' | int }}", "invalid float literal"),
+        ("{{ 'a b c' | truncate(3) }}", "too many arguments"),
+        ("{{ 'abc'.startswith('b', 1) }}", "too many arguments"),
+        ("{{ messages is callable }}", "test callable is unknown"),
+        ("{{ cycler('a', 'b').next() }}", "not iterable"),
+        ("{{ lipsum() }}", "lipsum is unknown"),
+        ("{{ strftime_now('%c') }}", "%c is not a known directive"),
+        ("{% macro m() %}{{ varargs }}{% endmacro %}{{ m(1) }}", "too many arguments"),
+        ("a {{ '\\U0001F600' }}", "the escape \\U in {{ '\\U0001F600' }} is not supported"),
+        ("{% set x = \"\\N{BULLET}\" %}", "the escape \\N"),
+    ];
+    for (source, expected) in named {
+        let template = ChatTemplate::from_source(source, &SpecialTokens::default());
+        let message = template.and_then(|template| template.render(&pair(), false)).unwrap_err().to_string();
+        assert!(message.contains(expected), "{source}: {message}");
+    }
+    let plain = "\\U {# '\\U' #}{% raw %}{{ '\\N' }}{% endraw %}{{ '\\\\U' }}";
+    let template = ChatTemplate::from_source(plain, &SpecialTokens::default()).unwrap();
+    assert_eq!(template.render(&[], false).unwrap(), "\\U {{ '\\N' }}\\U");
+}
