@@ -71,8 +71,8 @@ pub fn encode_chats(
         else {
             continue;
         };
-        if !has_target(&encoded, max_tokens) {
-            report.add("no_target", "conversations left out of which no target lies within the length limit", &chat.id);
+        if let Some((name, what)) = without_tokens(&encoded, max_tokens) {
+            report.add(name, what, &chat.id);
             continue;
         }
         examples.push(example(ContinuationKind::Utility, encoded, max_tokens, &chat.id, &mut report)?);
@@ -121,6 +121,15 @@ fn unusable(messages: &[Message]) -> Option<(&'static str, &'static str)> {
     }
     let empty = answers.any(|answer| answer.content.trim().is_empty());
     empty.then_some(("empty_answer", "conversations with an empty answer left out"))
+}
+
+/// The same of a conversation as tokens.
+fn without_tokens(encoded: &EncodedChat, max_tokens: usize) -> Option<(&'static str, &'static str)> {
+    if encoded.prompt.is_empty() {
+        return Some(("no_prompt", "conversations left out whose prompt has no token"));
+    }
+    let found = has_target(encoded, max_tokens);
+    (!found).then_some(("no_target", "conversations left out of which no target lies within the length limit"))
 }
 
 /// With [`Turns::Last`] up to the last answer that has a target within the limit, or to the first if none has.

@@ -95,6 +95,16 @@ fn a_prompt_that_depends_on_the_answer_is_an_error() {
     assert!(message.contains("of f line 1, on which the template lets the prompt depend"), "{message}");
 }
 
+#[test]
+fn chats_without_a_token_of_prompt_are_counted() {
+    let template = "{% for m in messages %}{{ m.content }}{% endfor %}";
+    let template = ChatTemplate::from_source(template, &SpecialTokens::default()).unwrap();
+    let format = ChatFormat::new(byte_level(&[], &[]), template).unwrap();
+    let (examples, report) =
+        encode_chats(&format, [chat("a", &["", "1"]), chat("b", &["x", "1"])], 9, Turns::All).unwrap();
+    assert_eq!((examples.len(), examples[0].id(), report.count("no_prompt")), (1, "b", 1));
+}
+
 /// As [`format`], for users and assistants alone.
 fn refusing() -> ChatFormat {
     let source = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}\
