@@ -126,7 +126,8 @@ mod tests {
         let lora =
             Lora { a: Tensor::ones([1, INPUTS], options), b: Tensor::ones([3, 1], options), scale: 0.5, dropout: 0.25 };
         let weight = Tensor::arange(3 * INPUTS, options).view([3, INPUTS]);
-        let linear = Linear { name: "linear".into(), weight: weight.copy(), bias: None, lora: Some(lora) };
+        let linear =
+            Linear { name: "linear".into(), weight: weight.copy(), original: None, bias: None, lora: Some(lora) };
         let x = Tensor::from(2.0).pow(&Tensor::arange(INPUTS, options)).repeat([ROWS, 1]);
         let y = linear.forward(&x, LinearMode { adapter: Adapter::On, dropout: true }).unwrap();
         let sums = (y - x.matmul(&weight.tr())) / 0.5 * 0.75;
