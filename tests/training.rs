@@ -133,10 +133,21 @@ fn preference_run() -> TrainerBuilder<Decoder> {
     random_run().robust(AdvIpoLoss::default())
 }
 
+/// Warm starts at several sites.
+fn latent_run() -> TrainerBuilder<Decoder> {
+    let threat = ThreatModel {
+        sites: vec![Site::Embeddings, Site::Block(1), Site::Block(0)],
+        radius: Radius::Absolute(0.5),
+        ..ThreatModel::default()
+    };
+    let around = AttackSettings { warm_start: true, ..AttackSettings::default() };
+    random_run().attack(Pgd { steps: 1, threat, ..Pgd::default() }, around)
+}
+
 #[test]
 fn a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been() {
     let _turn = alone();
-    for run in [random_run, preference_run] {
+    for run in [random_run, preference_run, latent_run] {
         let whole = run_to_end(&mut run().build().unwrap());
         let folder = tempfile::tempdir().unwrap();
         let mut killed = run().folder(folder.path()).build().unwrap();
