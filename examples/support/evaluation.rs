@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use advtrain::{
     AnswerPair, AttackSettings, CausalLm, Chat, ChatFormat, ContinuationKind, EmbeddingEvaluation, Generation, Iterate,
-    Measurement, Message, Pgd, Rate, StepSize, ThreatModel, answers, attack_examples, is_refusal, target_losses,
+    Measurement, Message, Pgd, Rate, ThreatModel, answers, attack_examples, is_refusal, target_losses,
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -63,14 +63,11 @@ struct Subject<'a> {
 const FEWEST_NEW_TOKENS: usize = 32;
 
 impl Measuring {
-    /// The measuring attack, with or without its ball.
+    /// The measuring attack; without a ball as many passes as its restarts have together, in one go.
     fn attack(&self, bounded: bool) -> Pgd {
         let mut attack = Pgd::measuring(self.threat.clone());
-        attack.steps = self.steps;
-        if !bounded {
-            attack.threat.bounded = false;
-            attack.size = StepSize::Decaying(10.0);
-        }
+        attack.threat.bounded = bounded;
+        attack.steps = if bounded { self.steps } else { self.steps * AttackSettings::measuring().restarts };
         attack
     }
 

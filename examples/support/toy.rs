@@ -15,6 +15,8 @@ use advtrain::{
     encode_chats,
     tch::{Device, Kind},
 };
+use rand::{SeedableRng, seq::SliceRandom};
+use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 use tokenizers::{
     AddedToken, Tokenizer,
@@ -90,13 +92,14 @@ pub fn prepare(folder: &Path, size: Size, seed: u64, stop: &AtomicBool) -> anyho
     Ok(there.then_some((model, files)))
 }
 
-/// All pairs of adjective and noun, in an order that mixes them and is always the same.
-fn pairs() -> impl Iterator<Item = (&'static str, &'static str)> {
-    let count = ADJECTIVES.len() * NOUNS.len();
-    // 319 has no factor in common with 576: every pair comes once.
-    (0..count)
-        .map(move |index| index * 319 % count)
-        .map(|at| (ADJECTIVES[at % ADJECTIVES.len()], NOUNS[at / ADJECTIVES.len()]))
+/// All pairs of adjective and noun, shuffled and always the same: those to train with, those of held-out forbidden requests,
+/// and those of held-out harmless ones.
+fn pairs(size: Size) -> [Vec<(&'static str, &'static str)>; 3] {
+    let mut all: Vec<_> = NOUNS.iter().flat_map(|noun| ADJECTIVES.map(|adjective| (adjective, *noun))).collect();
+    all.shuffle(&mut ChaCha8Rng::seed_from_u64(0));
+    let harmless = all.split_off(all.len() - size.harmless.1.div_ceil(HARMLESS.len()));
+    let forbidden = all.split_off(all.len() - size.behaviors.1);
+    [all, forbidden, harmless]
 }
 
 fn request(index: usize, thing: &str, (adjective, noun): (&str, &str)) -> Request {
@@ -108,23 +111,24 @@ fn request(index: usize, thing: &str, (adjective, noun): (&str, &str)) -> Reques
     }
 }
 
+/// Forbidden requests to harden with, and to measure on.
 fn forbidden(size: Size) -> (Vec<Request>, Vec<Request>) {
-    let mut all: Vec<Request> = pairs()
-        .take(size.behaviors.0 + size.behaviors.1)
-        .enumerate()
-        .map(|(i, pair)| request(i, FORBIDDEN, pair))
-        .collect();
-    let held_out = all.split_off(size.behaviors.0);
-    (all, held_out)
+    let [training, held_out, _] = pairs(size);
+    let of = |pairs: &[_], count| {
+        let requests = pairs.iter().take(count).enumerate();
+        requests.map(|(index, pair)| request(index, FORBIDDEN, *pair)).collect()
+    };
+    (of(&training, size.behaviors.0), of(&held_out, size.behaviors.1))
 }
 
+/// Harmless requests to train with, and to measure on: every pair once before any comes again with another thing.
 fn harmless(size: Size) -> (Vec<Request>, Vec<Request>) {
-    let of = |from: usize, count: usize| {
-        let things = pairs().skip(from).flat_map(|pair| HARMLESS.map(|thing| (thing, pair)));
-        things.take(count).enumerate().map(|(i, (thing, pair))| request(i / 3, thing, pair)).collect()
+    let [training, _, held_out] = pairs(size);
+    let of = |pairs: &[_], count| {
+        let things = (0..HARMLESS.len()).flat_map(|round| (0..pairs.len()).map(move |at| (round, at))).take(count);
+        things.map(|(round, at)| request(at + round, HARMLESS[(at + round) % HARMLESS.len()], pairs[at])).collect()
     };
-    // Held-out ones are of pairs behind those of every potion, and so behind those of harmless training ones.
-    (of(0, size.harmless.0), of(size.behaviors.0 + size.behaviors.1, size.harmless.1))
+    (of(&training, size.harmless.0), of(&held_out, size.harmless.1))
 }
 
 fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
