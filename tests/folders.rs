@@ -255,23 +255,21 @@ fn the_index_decides_which_shard_a_tensor_is_read_from() {
 fn what_is_half_written_over_an_older_folder_does_not_load() {
     let mut model = load("llama", Kind::Float);
     model.add_lora(&LoraConfig { rank: 2, ..LoraConfig::default() }, 1).unwrap();
-    let home = tempfile::tempdir().unwrap();
-    let (whole, adapter) = (home.path().join("model"), home.path().join("adapter"));
-    let saves: [(&Path, &str, &str, &dyn Fn() -> advtrain::Result<()>); 2] = [
-        (&whole, "model.safetensors", "config.json", &|| model.save(&whole)),
-        (&adapter, "adapter_model.safetensors", "adapter_config.json", &|| model.save_lora(&adapter, "llama")),
-    ];
-    for (folder, weights, config, save) in saves {
+    for (weights, config) in
+        [("model.safetensors", "config.json"), ("adapter_model.safetensors", "adapter_config.json")]
+    {
+        let home = tempfile::tempdir().unwrap();
+        let folder = home.path();
+        let save = || if config == "config.json" { model.save(folder) } else { model.save_lora(folder, "llama") };
         save().unwrap();
         // The new weights cannot take their place.
         fs::remove_file(folder.join(weights)).unwrap();
         fs::create_dir_all(folder.join(weights).join("occupied")).unwrap();
         assert!(save().unwrap_err().to_string().contains(weights));
         assert_eq!(names(folder), [weights]);
-        let mut other = load("llama", Kind::Float);
         let error = match config {
             "config.json" => Decoder::load(folder, Kind::Float, Device::Cpu).unwrap_err(),
-            _ => other.load_lora(folder).unwrap_err(),
+            _ => load("llama", Kind::Float).load_lora(folder).unwrap_err(),
         };
         assert!(error.to_string().contains(folder.join(config).to_str().unwrap()), "{error}");
     }
