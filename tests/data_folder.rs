@@ -165,7 +165,7 @@ fn odd_files_are_read_or_named() {
         let message = read_any(&path).unwrap_err().to_string();
         assert!(message.contains(&format!("{name}: ")) && message.contains("Is a directory"), "{message}");
         if name.ends_with("jsonl") {
-            assert_eq!(ChatReader::open(&path).unwrap().count(), 1, "one error, and no end of them");
+            assert_eq!(ChatReader::open(&path).unwrap().take(5).count(), 1, "one error, and no end of them");
         }
     }
 }
