@@ -8,7 +8,7 @@
 //! Eight harmful rows of 64 prompt and 24 target tokens, safe answers of 8; ragged: prompts from 16 to 64 tokens. The C-AdvUL
 //! update has 56 utility rows besides. LoRA of rank 64 on every linear layer, float32.
 
-use std::hint::black_box;
+use std::{hint::black_box, time::Instant};
 
 use advtrain::{
     AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
@@ -28,7 +28,7 @@ const UTILITY_ROWS: usize = 56;
 const PROMPT: usize = 64;
 const TARGET: usize = 24;
 const SAFE: usize = 8;
-/// Iterations of one attack; a benchmark's time is divided by it.
+/// Iterations of one attack.
 const STEPS: usize = 10;
 
 /// The real vocabulary of 256,000, few thin layers: the head dominates.
@@ -78,7 +78,7 @@ fn harmful_rows(ragged: bool) -> Vec<Example> {
 }
 
 fn attack(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("attack of 10 iterations");
+    let mut group = criterion.benchmark_group("attack iteration");
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     for (name, config) in SHAPES {
         let model = model(config());
@@ -88,10 +88,15 @@ fn attack(criterion: &mut Criterion) {
             let mut runner = AttackRunner::new(AttackSettings::default(), &attack, &model).expect("settings");
             let id = BenchmarkId::new(name, if ragged { "ragged" } else { "equal" });
             group.bench_function(id, |bencher| {
-                bencher.iter(|| {
-                    let draws = Draws { seed: 0, epoch: 0 };
-                    let outcome = runner.run(&mut attack, &mut TargetCrossEntropy, &model, &batch, draws);
-                    black_box(outcome.expect("the attack runs"))
+                // A whole attack is run, merging the adapter included, and its time divided.
+                bencher.iter_custom(|attacks| {
+                    let begin = Instant::now();
+                    for _ in 0..attacks {
+                        let draws = Draws { seed: 0, epoch: 0 };
+                        let outcome = runner.run(&mut attack, &mut TargetCrossEntropy, &model, &batch, draws);
+                        black_box(outcome.expect("the attack runs"));
+                    }
+                    begin.elapsed() / STEPS as u32
                 });
             });
         }

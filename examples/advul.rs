@@ -11,7 +11,7 @@
 
 mod support;
 
-use advtrain::{Algorithm, ModelPreset, Preset, RunConfig};
+use advtrain::{AdvUlLoss, Algorithm, LossConfig, ModelPreset, Preset, RunConfig};
 use clap::Parser;
 use support::{
     arguments::Arguments,
@@ -21,6 +21,9 @@ use support::{
 
 fn main() {
     let preset = RunConfig::preset(Algorithm::AdvUl, Preset::Corrected, ModelPreset::Gemma2b);
-    let toy = toy::settings(preset, 150);
+    let mut toy = toy::settings(preset, 200);
+    // The toy is far surer of its answers than a chat model: with the paper's 0.5 the term ends where the first token of every
+    // answer is still "Sure", with which six of the refusal's seven tokens are learnt.
+    toy.loss = LossConfig::AdvUl(AdvUlLoss { toward_weight: 3.0, ..AdvUlLoss::default() });
     job::main(Arguments::parse(), Plan { name: "advul", algorithm: Algorithm::AdvUl, toy });
 }
