@@ -10,9 +10,10 @@ use crate::{
     TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
 };
 
-/// A whole run: every setting of model, data, adapter, attack, losses and training.
+/// A whole run: every setting of how model and data are read, and of adapter, attack, losses and training.
 ///
-/// Written back whole beside the run's results, so that the file alone repeats it. Unknown fields are errors.
+/// Written back whole beside the run's results, so that this file, the model folder and the data files repeat it. Unknown
+/// fields are errors.
 ///
 /// ```
 /// use advtrain::{Algorithm, ModelPreset, Preset, RunConfig};

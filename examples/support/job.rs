@@ -53,7 +53,9 @@ pub fn main(arguments: Arguments, plan: Plan) {
 fn start_logging() {
     let default = if std::io::stderr().is_terminal() { "warn" } else { "warn,advtrain=info" };
     let filter = tracing_subscriber::EnvFilter::try_from_default_env().unwrap_or_else(|_| default.into());
-    tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_writer(std::io::stderr).init();
+    let colours = std::io::stderr().is_terminal();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).with_ansi(colours);
+    log.with_writer(std::io::stderr).init();
 }
 
 fn stop_on_ctrl_c() -> Result<()> {

@@ -52,10 +52,12 @@ pub struct AttackMetrics {
     /// Mean objective of a row at the last candidate tried, or at the best where the best is kept.
     #[serde(deserialize_with = "number")]
     pub objective_last: f64,
-    /// Share of the perturbed tokens whose norm is within a thousandth of the radius.
+    /// Share of the perturbed tokens whose size is at least 0.999 of the radius: at the edge, or beyond it where there is no
+    /// ball.
     #[serde(deserialize_with = "number")]
     pub edge_share: f64,
-    /// Mean norm of a perturbed token's vector, as a share of the radius.
+    /// Mean size of a perturbed token as a share of the radius: its L2 norm, under [`Norm::Linf`](crate::Norm::Linf) its largest
+    /// number, under [`Norm::RowL2`](crate::Norm::RowL2) its row's norm.
     #[serde(deserialize_with = "number")]
     pub mean_size: f64,
     /// Epsilon in the units of what is perturbed.
