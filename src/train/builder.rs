@@ -9,8 +9,9 @@ use super::{
     data::{Reference, TrainingData},
     identity::{self, Identity},
     optimizer::AdamW,
+    resume::Checkpoints,
     settings::TrainSettings,
-    trainer::{AdversarialTrainer, Attacking, Checkpoints},
+    trainer::{AdversarialTrainer, Attacking},
 };
 use crate::{
     AttackObjective, AttackSettings, ContinuationKind, EmbeddingAttack, Error, Example, Result, RobustLoss, Sampler,

@@ -8,6 +8,7 @@ mod identity;
 mod metrics;
 mod observer;
 mod optimizer;
+mod resume;
 mod schedule;
 mod settings;
 mod tensorboard;

@@ -2,29 +2,25 @@
 
 use std::{
     collections::BTreeMap,
-    path::PathBuf,
     sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{
     builder::TrainerBuilder,
-    checkpoint::CheckpointStore,
     data::{Reference, TrainingData},
-    identity::{Identity, difference},
     metrics::UpdateMetrics,
     observer::Observer,
     optimizer::AdamW,
+    resume::Checkpoints,
     settings::{Grouping, TrainSettings},
 };
 use crate::{
     AttackObjective, AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind,
-    Draws, EmbeddingAttack, Error, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler, Source,
-    Term, TrainableLm, UpdateSize, UtilityLoss, WarmStarts, digest::generator, error::Context, files, read_tensors,
-    tensor, write_tensors,
+    Draws, EmbeddingAttack, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler, Source, Term,
+    TrainableLm, UpdateSize, UtilityLoss, digest::generator, error::Context, tensor,
 };
 
 /// Trains a model against an attack.
@@ -53,20 +49,11 @@ pub struct AdversarialTrainer<M: TrainableLm> {
     pub(super) updates_total: usize,
 }
 
-/// The checkpoints of a run.
-pub(super) struct Checkpoints {
-    pub(super) store: CheckpointStore,
-    /// What the run is.
-    pub(super) identity: Identity,
-    /// The update of the newest one that this run wrote or went on from.
-    pub(super) newest: Option<usize>,
-}
-
 /// The attack with all that belongs to it.
 pub(super) struct Attacking {
     pub(super) attack: Box<dyn EmbeddingAttack>,
     objective: Box<dyn AttackObjective>,
-    runner: AttackRunner,
+    pub(super) runner: AttackRunner,
     /// The set that the attacked rows are drawn from.
     source: Source,
 }
@@ -106,19 +93,6 @@ impl Attacking {
         Ok(Self { attack, objective, runner, source })
     }
 }
-
-/// The numbers of a checkpoint that are not tensors.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TrainerState {
-    update: usize,
-    run: Identity,
-}
-
-const STATE: &str = "trainer.json";
-const OPTIMIZER: &str = "optimizer.safetensors";
-const WARM_STARTS: &str = "warm_starts.safetensors";
-const ATTACK: &str = "attack.safetensors";
 
 /// What an update adds up over its micro-batches.
 #[derive(Default)]
@@ -386,82 +360,5 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
 
     fn finish_observers(&mut self) -> Result<()> {
         self.observers.iter_mut().try_for_each(|observer| observer.finish())
-    }
-
-    /// An error if the folder holds checkpoints that this run neither wrote nor goes on from.
-    fn check_folder(&self) -> Result<()> {
-        match self.latest_checkpoint()? {
-            Some((update, folder)) if Some(update) != self.newest_checkpoint() => {
-                let message = "a checkpoint of an earlier run: resume from it, or choose another folder";
-                Err(Error::file(folder, message))
-            }
-            _ => Ok(()),
-        }
-    }
-
-    fn newest_checkpoint(&self) -> Option<usize> {
-        self.checkpoints.as_ref().and_then(|checkpoints| checkpoints.newest)
-    }
-
-    /// Writes a checkpoint, if the trainer has a folder and none of this update: weights, moments, warm starts, the attack's
-    /// state, the place in the run, and what tells the run from another.
-    ///
-    /// # Errors
-    /// If a file cannot be written, or the folder holds checkpoints of an earlier run that this one did not go on from.
-    pub fn save_checkpoint(&mut self) -> Result<()> {
-        self.check_folder()?;
-        let Some(checkpoints) = self.checkpoints.as_ref().filter(|one| one.newest != Some(self.update)) else {
-            return Ok(());
-        };
-        let state = TrainerState { update: self.update, run: checkpoints.identity.clone() };
-        checkpoints.store.save(self.update, |folder| {
-            write_tensors(&folder.join(OPTIMIZER), &self.optimizer.state())?;
-            if let Some(Attacking { attack, runner, .. }) = &self.attack {
-                write_tensors(&folder.join(WARM_STARTS), &runner.warm_starts().to_tensors())?;
-                write_tensors(&folder.join(ATTACK), &attack.state()?)?;
-            }
-            files::write_json(&folder.join(STATE), &state)
-        })?;
-        tracing::info!(update = self.update, "checkpoint written");
-        if let Some(checkpoints) = &mut self.checkpoints {
-            checkpoints.newest = Some(self.update);
-        }
-        Ok(())
-    }
-
-    fn latest_checkpoint(&self) -> Result<Option<(usize, PathBuf)>> {
-        match &self.checkpoints {
-            Some(checkpoints) => checkpoints.store.latest(),
-            None => Ok(None),
-        }
-    }
-
-    /// Goes back to the newest checkpoint of the trainer's folder, if there is one; gives the number of updates done.
-    ///
-    /// # Errors
-    /// If the checkpoint is of another run (another original model, adapter, attack, loss, setting or row: the message says
-    /// which), or a file of it is not what it should be. The weights are then as they were.
-    pub fn resume(&mut self) -> Result<usize> {
-        let (Some((update, folder)), Some(checkpoints)) = (self.latest_checkpoint()?, &mut self.checkpoints) else {
-            return Ok(0);
-        };
-        let state: TrainerState = files::read_json(&folder.join(STATE))?;
-        if let Some((what, was, is)) = difference(&state.run, &checkpoints.identity) {
-            let message = format!(
-                "a checkpoint of another run, whose {what} was {was} and not {is}; go on with that, or choose another folder"
-            );
-            return Err(Error::file(folder.join(STATE), message));
-        }
-        let device = self.model.device();
-        let optimizer = read_tensors(&folder.join(OPTIMIZER), device)?;
-        if let Some(Attacking { attack, runner, .. }) = &mut self.attack {
-            let warm = WarmStarts::from_tensors(read_tensors(&folder.join(WARM_STARTS), tch::Device::Cpu)?)?;
-            attack.restore(read_tensors(&folder.join(ATTACK), device)?.into_iter().collect())?;
-            runner.set_warm_starts(warm);
-        }
-        self.optimizer.restore(optimizer).context(|| format!("resuming from {}", folder.display()))?;
-        checkpoints.newest = Some(update);
-        self.update = state.update;
-        Ok(self.update)
     }
 }
