@@ -211,6 +211,25 @@ fn a_preset_can_be_printed_and_read_back() {
     assert!(printed("gemma-2b").attack_settings.dropout);
 }
 
+#[test]
+fn the_date_that_a_template_prints_stays_that_of_the_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let (out, config) = (folder.path().join("run"), folder.path().join("run.toml"));
+    let dated = |template: Vec<u8>| [template.as_slice(), b"{{- strftime_now('%d %b %Y') }}"].concat();
+    let model = changed_model(folder.path(), "chat_template.jinja", dated);
+    let files = || ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
+    let run = || toy().run_on("advipo_gemma", &out, &model, files());
+    let printed = run().arg("--print-config").output().unwrap().stdout;
+    let mut first = RunConfig::from_toml(&String::from_utf8(printed).unwrap(), "printed").unwrap();
+    first.data.date = Some("2024-02-29".parse().unwrap());
+    first.write(&config).unwrap();
+    succeeds(run().arg("--config").arg(&config));
+    // Today is another day, and the rows are the same.
+    let again = succeeds(&mut run());
+    assert!(again.contains("going on after update 3 of 3"), "{again}");
+    assert_eq!(RunConfig::read(out.join("run.toml")).unwrap().data.date, first.data.date);
+}
+
 /// Waits until a running example made so many updates.
 fn until_update(child: &mut Child, out: &Path, update: usize) {
     for _ in 0..6000 {
@@ -243,7 +262,7 @@ fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
 }
 
 /// A copy of the toy's model with one file changed.
-fn broken_model(folder: &Path, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> PathBuf {
+fn changed_model(folder: &Path, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>) -> PathBuf {
     let model = folder.join(format!("model-{}", fs::read_dir(folder).unwrap().count()));
     fs::create_dir(&model).unwrap();
     for entry in fs::read_dir(toy().file("model")).unwrap() {
@@ -283,7 +302,7 @@ fn a_broken_model_folder_is_named_and_nothing_is_written() {
         ("tokenizer.json", Box::new(|_| b"{}".to_vec()), "tokenizer.json"),
     ];
     for (file, change, in_message) in cases {
-        let model = broken_model(folder.path(), file, change);
+        let model = changed_model(folder.path(), file, change);
         let files = ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
         fails(&mut toy().run_on("advipo_gemma", &out, &model, files), in_message);
         assert!(!out.exists(), "{file}, {in_message}");

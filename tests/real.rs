@@ -8,11 +8,13 @@ use std::{
 };
 
 use advtrain::{
-    Batch, CausalLm, ChatFormat, ChatTemplate, Decoder, Example, Generation, Input, LoraConfig, Message, Pass,
-    TokenKind, Tokens, TrainableLm,
+    AdvUlLoss, AdversarialTrainer, AttackSettings, Batch, BehaviorFiles, CausalLm, ChatFormat, ChatReader,
+    ChatTemplate, Decoder, Example, Generation, Input, LoraConfig, Message, OptimizerConfig, Pass, Pgd, SupervisedLoss,
+    TokenKind, Tokens, TrainSettings, TrainableLm, TrainingData, Turns, encode_chats, encode_pairs,
+    load_behavior_pairs,
     tch::{Device, Kind, Tensor},
 };
-use common::{assert_close, fixture, read};
+use common::{assert_close, distance, fixture, read};
 use serde_json::{Value, json};
 
 /// The folder that `make test-real` fills.
@@ -163,10 +165,49 @@ fn peft_loads_our_adapter_and_transformers_our_merged_model() {
     }
 }
 
+/// SmolLM2 after two updates of C-AdvUL on the toy data of the fixtures.
+fn trained_smollm2() -> Decoder {
+    let data = |name: &str| fixture("data").join(name);
+    let format = ChatFormat::load(smollm2()).unwrap();
+    let files = BehaviorFiles {
+        behaviors: data("behaviors.csv"),
+        targets: data("targets.json"),
+        safe_responses: Some(data("safe_responses.csv")),
+    };
+    let (robust, _) = encode_pairs(&format, &load_behavior_pairs(&files).unwrap().0, 128).unwrap();
+    let chats = ChatReader::open(data("chats.jsonl")).unwrap();
+    let (utility, _) = encode_chats(&format, chats, 128, Turns::All).unwrap();
+    let mut model = Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap();
+    model.add_lora(&LoraConfig::default(), 0).unwrap();
+    let mut trainer = AdversarialTrainer::builder(model)
+        .attack(Pgd { steps: 2, ..Pgd::default() }, AttackSettings::default())
+        .robust(AdvUlLoss::default())
+        .utility(SupervisedLoss::default())
+        .data(TrainingData { robust, utility })
+        .settings(TrainSettings {
+            max_updates: Some(2),
+            batch_size: 4,
+            utility_share: 0.5,
+            optimizer: OptimizerConfig { learning_rate: 1e-3, ..OptimizerConfig::default() },
+            ..TrainSettings::default()
+        })
+        .build()
+        .unwrap();
+    for _ in 0..2 {
+        let metrics = trainer.step().unwrap();
+        let attack = metrics.attack.unwrap();
+        assert!(attack.objective_last < attack.objective_first - 0.1, "{attack:?}");
+    }
+    trainer.into_model()
+}
+
 #[test]
 #[ignore = "needs what `make test-real` prepares"]
-fn a_real_merged_model_and_its_adapter_give_our_logits() {
-    let model = with_adapter(Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap());
+fn what_a_trained_real_model_leaves_gives_our_logits_in_peft_and_transformers() {
+    let model = trained_smollm2();
+    let original = Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap();
+    let row = &ids(model.vocabulary())[1];
+    assert!(distance(&logits(&model, row), &logits(&original, row)) > 1e-3, "training changed nothing");
     let work = tempfile::tempdir().unwrap();
     let (adapter, merged) = (work.path().join("adapter"), work.path().join("merged"));
     model.save_lora(&adapter, "smollm2").unwrap();

@@ -42,8 +42,11 @@ pub fn main(arguments: Arguments, plan: Plan) {
         Ok(Finish::Completed) => {}
         Ok(Finish::Stopped) => std::process::exit(STOPPED),
         Err(error) => {
-            eprintln!("error: {error}");
-            error.chain().skip(1).for_each(|cause| eprintln!("  {cause}"));
+            match error.downcast_ref::<advtrain::Error>() {
+                // It says everything itself; its source adds libtorch's C++ trace.
+                Some(error) => eprintln!("error: {error}"),
+                None => eprintln!("error: {error:#}"),
+            }
             std::process::exit(1);
         }
     }

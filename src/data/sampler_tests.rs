@@ -180,3 +180,13 @@ fn every_place_is_equally_likely() {
     // 2000 expected, standard deviation 37.
     assert!(counts.iter().flatten().all(|count| (1_850..2_150).contains(count)), "{counts:?}");
 }
+
+#[test]
+fn a_pass_of_the_set_that_does_not_define_epochs_is_once_through_it() {
+    // 8 primary and 56 utility rows of an update; the 100 utility rows are gone through after 1.8 updates.
+    let sampler = sampler(40, 100, 64, 0.875);
+    let passes = |source| (0..6).map(|update| sampler.pass_of(source, update)).collect::<Vec<_>>();
+    assert_eq!(passes(Source::Utility), [0, 0, 1, 1, 2, 2]);
+    assert_eq!(passes(Source::Primary), [0, 0, 0, 0, 0, 1]);
+    assert_eq!(passes(Source::Primary), (0..6).map(|update| sampler.epoch_of(update)).collect::<Vec<_>>());
+}

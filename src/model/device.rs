@@ -135,6 +135,12 @@ mod tests {
     }
 
     #[test]
+    fn auto_is_decided_by_the_device_alone() {
+        assert_eq!([Device::Cpu, Device::Cuda(1)].map(|device| Dtype::Auto.on(device)), [Kind::Float, Kind::BFloat16]);
+        assert_eq!([Kind::Float, Kind::BFloat16].map(Dtype::of), [Dtype::Float32, Dtype::Bfloat16]);
+    }
+
+    #[test]
     #[cfg(libtorch_cuda)]
     fn libtorch_cuda_stays_linked() {
         assert!(tch::utils::has_cudart());
