@@ -25,6 +25,8 @@ fn example(name: &str) -> Command {
         assert!(build.status().unwrap().success());
     });
     let mut command = Command::new(profile.join("examples").join(name));
+    // Several run at a time, and the toy is too small to gain from threads.
+    command.env("OMP_NUM_THREADS", "1");
     if name != "custom_attack" {
         command.arg("--quick");
     }
@@ -232,14 +234,10 @@ fn the_date_that_a_template_prints_stays_that_of_the_run() {
 
 /// Waits until a running example made so many updates.
 fn until_update(child: &mut Child, out: &Path, update: usize) {
-    for _ in 0..6000 {
-        if updates(out).len() >= update {
-            return;
-        }
+    while updates(out).len() < update {
         assert!(child.try_wait().unwrap().is_none(), "ended before update {update}");
         std::thread::sleep(Duration::from_millis(10));
     }
-    panic!("no update {update} within a minute");
 }
 
 #[test]

@@ -54,8 +54,6 @@ pub(super) struct Attacking {
     pub(super) attack: Box<dyn EmbeddingAttack>,
     objective: Box<dyn AttackObjective>,
     pub(super) runner: AttackRunner,
-    /// The set that the attacked rows are drawn from.
-    source: Source,
 }
 
 /// How a run ended.
@@ -89,8 +87,7 @@ impl Attacking {
         if let Some(reach) = attack.reach(model.hidden_size(), radius).filter(|reach| *reach < radius) {
             tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");
         }
-        let source = if UTILITY.contains(&attack.threat().rows) { Source::Utility } else { Source::Primary };
-        Ok(Self { attack, objective, runner, source })
+        Ok(Self { attack, objective, runner })
     }
 }
 
@@ -255,8 +252,9 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     }
 
     fn run_attack(&mut self, batch: &Batch, sums: &mut Sums) -> Result<Option<AttackOutcome>> {
-        let Some(Attacking { attack, objective, runner, source }) = &mut self.attack else { return Ok(None) };
-        let draws = Draws { seed: self.settings.seed, epoch: self.sampler.pass_of(*source, self.update as u64) };
+        let Some(Attacking { attack, objective, runner }) = &mut self.attack else { return Ok(None) };
+        let source = if UTILITY.contains(&attack.threat().rows) { Source::Utility } else { Source::Primary };
+        let draws = Draws { seed: self.settings.seed, epoch: self.sampler.pass_of(source, self.update as u64) };
         let outcome =
             runner.run(attack.as_mut(), objective.as_mut(), &self.model, batch, draws).context(|| "attacking")?;
         sums.attack.add(&outcome.statistics);
