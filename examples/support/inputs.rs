@@ -35,10 +35,10 @@ pub enum Requests {
 #[derive(Debug)]
 pub struct HeldOut {
     pub pairs: Vec<AnswerPair>,
-    /// The same rows, encoded.
+    /// The same rows in the same order, encoded.
     pub rows: Vec<Example>,
     pub chats: Vec<Chat>,
-    /// The same chats, encoded.
+    /// Those of the chats that can be encoded.
     pub chat_rows: Vec<Example>,
 }
 
@@ -82,10 +82,20 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
     let chats = reader.chats_to_measure(files, measured)?;
     let utility = reader.chats_to_train(files, &chats)?;
 
-    let pairs = spread(reader.judged(first_of_each(held_out_pairs)), measured);
-    let (rows, report) = encode_pairs(format, &pairs, LIMITS.0)?;
-    reader.report("requests to measure on", report);
-    let chat_rows = reader.encode("chats to measure on", chats.iter().cloned().map(Ok), LIMITS.1)?;
+    let mut pairs = spread(reader.judged(first_of_each(held_out_pairs)), measured);
+    let mut rows = Vec::new();
+    if !pairs.is_empty() {
+        let (encoded, report) = encode_pairs(format, &pairs, LIMITS.0)?;
+        reader.report("requests to measure on", report);
+        rows = encoded;
+    }
+    let mut chat_rows = reader.encode("chats to measure on", chats.iter().cloned().map(Ok), LIMITS.1)?;
+    // Rows of like length are computed together; rows that the template refused are not there.
+    rows.sort_by_key(Example::len);
+    chat_rows.sort_by_key(Example::len);
+    let place = |pair: &AnswerPair| rows.iter().position(|row| row.id() == pair.id);
+    pairs.retain(|pair| place(pair).is_some());
+    pairs.sort_by_key(place);
     let held_out = HeldOut { pairs, rows, chats, chat_rows };
     Ok(Rows { training: TrainingData { robust, utility }, held_out, reports: reader.reports })
 }

@@ -13,7 +13,8 @@ use advtrain::{
     Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
 };
 use anyhow::{Context, Result};
-use serde::{Serialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+use serde_json::json;
 
 use super::{
     arguments::Arguments,
@@ -98,7 +99,8 @@ fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let mut trainer = trainer(&inputs.config, rows.training, load()?, &out)?;
     let done = trainer.resume()?;
     inputs.config.write(out.join("run.toml"))?;
-    write_json(&out.join("inputs.json"), &(&inputs.model_folder, &files, &rows.reports))?;
+    let read = json!({"model": inputs.model_folder, "files": files, "reports": rows.reports});
+    write_json(&out.join("inputs.json"), &read)?;
     if done > 0 {
         eprintln!("going on after update {done} of {}", trainer.updates_total());
     }
@@ -234,18 +236,26 @@ struct Known {
     of: String,
 }
 
+/// What the file holds.
+#[derive(Serialize, Deserialize)]
+struct Kept {
+    of: String,
+    measured: Measured,
+}
+
 impl Known {
     fn read(&self) -> Result<Option<Measured>> {
         if !self.path.exists() {
             return Ok(None);
         }
-        let (of, measured): (String, Measured) = read_json(&self.path)?;
-        Ok((of == self.of).then_some(measured))
+        let kept: Kept = read_json(&self.path)?;
+        Ok((kept.of == self.of).then_some(kept.measured))
     }
 
     fn write(&self, measured: Measured) -> Result<Measured> {
-        write_json(&self.path, &(&self.of, &measured))?;
-        Ok(measured)
+        let kept = Kept { of: self.of.clone(), measured };
+        write_json(&self.path, &kept)?;
+        Ok(kept.measured)
     }
 }
 
