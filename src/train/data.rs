@@ -8,7 +8,6 @@ use std::{
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use super::identity::digest_of;
 use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, files};
 
 /// The rows that a run trains on.
@@ -117,4 +116,50 @@ fn key(loss: &dyn RobustLoss, model: &str, rows: &[Example]) -> String {
         hash.update(part);
     }
     hex(&hash.finalize())
+}
+
+/// A text that differs between lists of rows that differ in an id, a token, or what a token is.
+pub(super) fn digest_of(rows: &[Example]) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        // Its length keeps each piece apart from what follows.
+        hash.update((bytes.len() as u64).to_le_bytes());
+        hash.update(bytes);
+    };
+    for example in rows {
+        add(example.id().as_bytes());
+        let continuations = example.continuations().iter().map(|one| (format!("{:?}", one.kind), &one.tokens));
+        for (kind, tokens) in std::iter::once(("prompt".to_string(), example.prompt())).chain(continuations) {
+            add(kind.as_bytes());
+            add(&tokens.ids().iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
+            add(&tokens.kinds().iter().map(|kind| *kind as u8).collect::<Vec<_>>());
+        }
+    }
+    format!("{} rows, {}", rows.len(), &hex(&hash.finalize())[..16])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Continuation, ContinuationKind, TokenKind, Tokens};
+
+    fn row(prompt: &[i64], kind: ContinuationKind, answer: &[i64]) -> Example {
+        let tokens = Tokens::of_kind(answer.to_vec(), TokenKind::Target);
+        let prompt = Tokens::of_kind(prompt.to_vec(), TokenKind::User);
+        Example::new("e", prompt, vec![Continuation { kind, tokens }]).unwrap()
+    }
+
+    #[test]
+    fn rows_differ_by_tokens_kinds_and_where_the_prompt_ends() {
+        let base = row(&[1, 2], ContinuationKind::Harmful, &[3, 4]);
+        let others = [
+            row(&[1, 2], ContinuationKind::Harmful, &[3, 5]),
+            row(&[1, 2], ContinuationKind::Safe, &[3, 4]),
+            row(&[1, 2, 3], ContinuationKind::Harmful, &[4]),
+        ];
+        let of_one = |row: &Example| digest_of(std::slice::from_ref(row));
+        assert_eq!(of_one(&base), of_one(&base.clone()));
+        assert!(others.iter().all(|other| of_one(other) != of_one(&base)));
+        assert_ne!(digest_of(&[base.clone(), base.clone()]), of_one(&base));
+    }
 }

@@ -3,10 +3,12 @@
 use std::collections::BTreeMap;
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 
-use super::{data::TrainingData, settings::TrainSettings};
-use crate::{Error, Example, Result, digest::hex};
+use super::{
+    data::{TrainingData, digest_of},
+    settings::TrainSettings,
+};
+use crate::{Error, Result};
 
 /// Everything that a run's result depends on, each thing by its name: kept in checkpoints, so that a run goes on only as what
 /// it was.
@@ -50,50 +52,9 @@ pub(super) fn difference<'a>(was: &'a Identity, is: &'a Identity) -> Option<(&'a
     names.map(|name| (name.as_str(), of(was, name), of(is, name))).find(|(_, was, is)| was != is)
 }
 
-/// A text that differs between lists of rows that differ in an id, a token, or what a token is.
-pub(super) fn digest_of(rows: &[Example]) -> String {
-    let mut hash = Sha256::new();
-    let mut add = |bytes: &[u8]| {
-        // Its length keeps each piece apart from what follows.
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    for example in rows {
-        add(example.id().as_bytes());
-        let continuations = example.continuations().iter().map(|one| (format!("{:?}", one.kind), &one.tokens));
-        for (kind, tokens) in std::iter::once(("prompt".to_string(), example.prompt())).chain(continuations) {
-            add(kind.as_bytes());
-            add(&tokens.ids().iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
-            add(&tokens.kinds().iter().map(|kind| *kind as u8).collect::<Vec<_>>());
-        }
-    }
-    format!("{} rows, {}", rows.len(), &hex(&hash.finalize())[..16])
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Continuation, ContinuationKind, TokenKind, Tokens};
-
-    fn row(prompt: &[i64], kind: ContinuationKind, answer: &[i64]) -> Example {
-        let tokens = Tokens::of_kind(answer.to_vec(), TokenKind::Target);
-        let prompt = Tokens::of_kind(prompt.to_vec(), TokenKind::User);
-        Example::new("e", prompt, vec![Continuation { kind, tokens }]).unwrap()
-    }
-
-    #[test]
-    fn rows_differ_by_tokens_kinds_and_where_the_prompt_ends() {
-        let base = row(&[1, 2], ContinuationKind::Harmful, &[3, 4]);
-        let others = [
-            row(&[1, 2], ContinuationKind::Harmful, &[3, 5]),
-            row(&[1, 2], ContinuationKind::Safe, &[3, 4]),
-            row(&[1, 2, 3], ContinuationKind::Harmful, &[4]),
-        ];
-        let of_one = |row: &Example| digest_of(std::slice::from_ref(row));
-        assert_eq!(of_one(&base), of_one(&base.clone()));
-        assert!(others.iter().all(|other| of_one(other) != of_one(&base)));
-        assert_ne!(digest_of(&[base.clone(), base.clone()]), of_one(&base));
-    }
 
     #[test]
     fn a_setting_that_differs_is_named_and_one_of_saving_is_free() {
