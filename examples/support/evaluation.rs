@@ -59,7 +59,7 @@ struct Subject<'a> {
     stop: &'a AtomicBool,
 }
 
-/// An answer, and whether it ended by itself.
+/// Answers are at least this long where they do not end by themselves: enough to tell a refusal.
 const FEWEST_NEW_TOKENS: usize = 32;
 
 impl Measuring {
