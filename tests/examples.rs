@@ -190,6 +190,25 @@ fn a_finished_run_without_chats_is_found_finished() {
 }
 
 #[test]
+fn requests_of_one_category_alone_are_measured_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let behaviors = folder.path().join("validation.csv");
+    let all = fs::read_to_string(toy().file("behaviors_validation.csv")).unwrap();
+    fs::write(&behaviors, all.replacen("Category", "FunctionalCategory", 1).replacen(",,,,", ",standard,,,", 3))
+        .unwrap();
+    let run = |category: &str| {
+        let mut command = toy().run("advipo_gemma", &folder.path().join(category));
+        command.arg("--validation-behaviors").arg(&behaviors);
+        command.arg("--validation-targets").arg(toy().file("targets_validation.json"));
+        command.args(["--category", category]);
+        command
+    };
+    let said = succeeds(&mut run("standard"));
+    assert!(said.contains("/3,") && !said.contains("/4,"), "{said}");
+    fails(&mut run("contextual"), "there are {\"standard\"}");
+}
+
+#[test]
 fn another_run_in_the_same_folder_is_refused_and_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("run");

@@ -31,6 +31,9 @@ pub struct Arguments {
     /// Length of the run in updates; the learning rate's schedule is as long
     #[arg(long)]
     pub updates: Option<usize>,
+    /// Rows of an update, in place of the preset's
+    #[arg(long)]
+    pub batch_size: Option<usize>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -75,6 +78,9 @@ pub struct GivenFiles {
     /// Their targets
     #[arg(long, requires = "validation_behaviors")]
     pub validation_targets: Option<PathBuf>,
+    /// Measure on behaviours of this FunctionalCategory alone (HarmBench: standard, contextual)
+    #[arg(long, requires = "behaviors")]
+    pub category: Option<String>,
     /// JSONL of harmless chats to measure on; without, a tenth of the utility chats is held out
     #[arg(long, requires = "model")]
     pub harmless: Option<PathBuf>,
@@ -141,6 +147,7 @@ impl Arguments {
             config.train.max_updates = Some(3);
             config.train.batch_size = config.train.batch_size.min(8);
         }
+        config.train.batch_size = self.batch_size.unwrap_or(config.train.batch_size);
         config.train.max_updates = self.updates.or(config.train.max_updates);
         config.validate()?;
         Ok(config)

@@ -1,14 +1,13 @@
 //! What a run reads: rows to train on, and rows that no run trains on.
 
 use std::{
-    collections::HashSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
 };
 
 use advtrain::{
-    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, RunConfig, TrainingData,
-    encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_preferences, overlapping_chats,
-    overlapping_pairs,
+    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, RowIndex, RunConfig, TrainingData,
+    encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_preferences,
 };
 use anyhow::{Result, bail};
 use serde::Serialize;
@@ -20,6 +19,8 @@ use super::arguments::GivenFiles;
 pub struct Files {
     pub requests: Requests,
     pub validation: Option<Requests>,
+    /// Of which functional category requests are measured on; all if none is named.
+    pub category: Option<String>,
     pub utility: Option<PathBuf>,
     pub harmless: Option<PathBuf>,
 }
@@ -69,7 +70,7 @@ impl GivenFiles {
             (Some(behaviors), Some(targets)) => Some(Requests::Behaviors { behaviors, targets, refusals: None }),
             _ => None,
         };
-        Some(Files { requests, validation, utility: self.utility, harmless: self.harmless })
+        Some(Files { requests, validation, category: self.category, utility: self.utility, harmless: self.harmless })
     }
 }
 
@@ -82,7 +83,8 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
     let chats = reader.chats_to_measure(files, measured)?;
     let utility = reader.chats_to_train(files, &chats)?;
 
-    let mut pairs = spread(reader.judged(first_of_each(held_out_pairs)), measured);
+    let held_out_pairs = of_category(reader.judged(first_of_each(held_out_pairs)), files.category.as_deref())?;
+    let mut pairs = spread(held_out_pairs, measured);
     let mut rows = Vec::new();
     if !pairs.is_empty() {
         let (encoded, report) = encode_pairs(format, &pairs, LIMITS.0)?;
@@ -125,7 +127,8 @@ impl Reader<'_> {
             return Ok(parts);
         };
         let validation = self.load(validation)?;
-        refuse_overlap("requests to measure on", &overlapping_pairs(&all, &validation))?;
+        let to_measure = RowIndex::of_pairs(&validation);
+        refuse_overlap("requests to measure on", all.iter().filter_map(|pair| to_measure.find_pair(pair)))?;
         Ok((all, validation))
     }
 
@@ -172,15 +175,14 @@ impl Reader<'_> {
         }
         let (seed, own_file) = (self.config.train.seed, files.harmless.is_some());
         let stays = |chat: &Chat| own_file || !is_held_out(&chat.id, HELD_OUT, seed).unwrap_or(false);
+        let to_measure = RowIndex::of_chats(to_measure);
         let mut trained_on = Vec::new();
         let chats = ChatReader::open(path)?.filter(|chat| chat.as_ref().map_or(true, stays));
         let chats = chats.inspect(|chat| {
-            if let Ok(chat) = chat {
-                trained_on.extend(overlapping_chats(std::slice::from_ref(chat), to_measure));
-            }
+            trained_on.extend(chat.as_ref().ok().and_then(|chat| to_measure.find_chat(chat)));
         });
         let rows = self.encode("chats to train on", chats, self.config.data.max_tokens)?;
-        refuse_overlap("chats to measure on", &trained_on)?;
+        refuse_overlap("chats to measure on", trained_on.into_iter())?;
         Ok(rows)
     }
 
@@ -209,11 +211,22 @@ impl Reader<'_> {
     }
 }
 
-fn refuse_overlap(what: &str, ids: &[String]) -> Result<()> {
+fn refuse_overlap<'a>(what: &str, ids: impl Iterator<Item = &'a str>) -> Result<()> {
+    let ids: BTreeSet<&str> = ids.collect();
     match ids.first() {
-        Some(first) => bail!("{what}: {} are trained on too, the first of them {first}", ids.len()),
+        Some(first) => bail!("{what}: {} are trained on too, {first} for example", ids.len()),
         None => Ok(()),
     }
+}
+
+/// Those of a functional category, if one is named.
+fn of_category(pairs: Vec<AnswerPair>, wanted: Option<&str>) -> Result<Vec<AnswerPair>> {
+    let Some(wanted) = wanted else { return Ok(pairs) };
+    let there: BTreeSet<String> = pairs.iter().filter_map(|pair| pair.functional_category.clone()).collect();
+    if !there.contains(wanted) {
+        bail!("--category {wanted}: no request to measure on is of that category; there are {there:?}");
+    }
+    Ok(pairs.into_iter().filter(|pair| pair.functional_category.as_deref() == Some(wanted)).collect())
 }
 
 /// One row per behaviour: its first target.

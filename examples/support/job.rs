@@ -2,15 +2,14 @@
 
 use std::{
     fs,
-    hash::{DefaultHasher, Hash, Hasher},
     io::IsTerminal,
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
 };
 
 use advtrain::{
-    AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Finish, JsonLines, ModelCard,
-    Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
+    AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
+    ModelCard, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -221,13 +220,8 @@ fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
 
 /// What a measurement depends on.
 fn fingerprint(model: &Decoder, held_out: &HeldOut, measuring: &Measuring) -> Result<String> {
-    let mut hasher = DefaultHasher::new();
-    for row in held_out.rows.iter().chain(&held_out.chat_rows) {
-        row.id().hash(&mut hasher);
-        row.prompt().ids().hash(&mut hasher);
-        row.continuations().iter().for_each(|one| one.tokens.ids().hash(&mut hasher));
-    }
-    Ok(format!("{} {:016x} {measuring:?}", model.fingerprint()?, hasher.finish()))
+    let rows = [&held_out.rows, &held_out.chat_rows].map(|rows| Example::digest(rows)).join(", ");
+    Ok(format!("{} {rows} {measuring:?}", model.fingerprint()?))
 }
 
 /// Figures that were measured before, kept with what they are of.

@@ -148,6 +148,7 @@ fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
             targets: held_out_targets,
             refusals: None,
         }),
+        category: None,
         utility: Some(write_chats(folder, "harmless_training", &useful)?),
         harmless: Some(write_chats(folder, "harmless_validation", &useful_held_out)?),
     })

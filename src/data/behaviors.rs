@@ -160,6 +160,7 @@ pub fn load_behavior_pairs(files: &BehaviorFiles) -> Result<(Vec<AnswerPair>, Lo
                 harmful: target.clone(),
                 safe: safe.clone(),
                 hash_check: behavior.is_hash_check(),
+                functional_category: behavior.functional_category.clone(),
             });
         }
     }

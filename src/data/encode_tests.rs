@@ -26,6 +26,7 @@ fn pair(id: &str, request: &str, harmful: &str, safe: &str) -> AnswerPair {
         harmful: harmful.into(),
         safe: safe.into(),
         hash_check: false,
+        functional_category: None,
     }
 }
 

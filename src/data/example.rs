@@ -1,8 +1,9 @@
 //! One training or evaluation row as token ids, before it becomes a tensor.
 
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 
-use crate::{Error, Result};
+use crate::{Error, Result, digest::hex};
 
 /// What a token is. Decided where the text is rendered, never from the id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -201,5 +202,51 @@ impl Example {
     /// As [`Example::new`].
     pub fn with_prompt(&self, prompt: Tokens) -> Result<Self> {
         Self::new(self.id.clone(), prompt, self.continuations.clone())
+    }
+
+    /// A text that differs between lists of rows that differ in an id, a token, or what a token is: for cache keys, and to
+    /// tell whether two runs had the same rows.
+    pub fn digest(rows: &[Self]) -> String {
+        let mut hash = Sha256::new();
+        let mut add = |bytes: &[u8]| {
+            // Its length keeps each piece apart from what follows.
+            hash.update((bytes.len() as u64).to_le_bytes());
+            hash.update(bytes);
+        };
+        for example in rows {
+            add(example.id.as_bytes());
+            let continuations = example.continuations.iter().map(|one| (format!("{:?}", one.kind), &one.tokens));
+            for (kind, tokens) in std::iter::once(("prompt".to_string(), &example.prompt)).chain(continuations) {
+                add(kind.as_bytes());
+                add(&tokens.ids.iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
+                add(&tokens.kinds.iter().map(|kind| *kind as u8).collect::<Vec<_>>());
+            }
+        }
+        format!("{} rows, {}", rows.len(), &hex(&hash.finalize())[..16])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(prompt: &[i64], kind: ContinuationKind, answer: &[i64]) -> Example {
+        let tokens = Tokens::of_kind(answer.to_vec(), TokenKind::Target);
+        let prompt = Tokens::of_kind(prompt.to_vec(), TokenKind::User);
+        Example::new("e", prompt, vec![Continuation { kind, tokens }]).unwrap()
+    }
+
+    #[test]
+    fn rows_differ_by_tokens_kinds_and_where_the_prompt_ends() {
+        let base = row(&[1, 2], ContinuationKind::Harmful, &[3, 4]);
+        let others = [
+            row(&[1, 2], ContinuationKind::Harmful, &[3, 5]),
+            row(&[1, 2], ContinuationKind::Safe, &[3, 4]),
+            row(&[1, 2, 3], ContinuationKind::Harmful, &[4]),
+        ];
+        let of_one = |row: &Example| Example::digest(std::slice::from_ref(row));
+        assert_eq!(of_one(&base), of_one(&base.clone()));
+        assert!(others.iter().all(|other| of_one(other) != of_one(&base)));
+        assert_ne!(Example::digest(&[base.clone(), base.clone()]), of_one(&base));
     }
 }

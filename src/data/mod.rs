@@ -39,7 +39,7 @@ pub use encode::{encode_chats, encode_pairs};
 pub use example::{Continuation, ContinuationKind, Example, TokenKind, Tokens};
 pub use layout::{Layout, RowLayout, Side, Target};
 pub use message::Message;
-pub use overlap::{overlapping_chats, overlapping_pairs};
+pub use overlap::RowIndex;
 pub use preferences::load_preferences;
 pub use report::{LoadReport, Note};
 pub use rows::{AnswerPair, Chat};

@@ -1,20 +1,73 @@
 //! Rows that stand in both of two sets which must have none in common.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 
 use super::{AnswerPair, Chat, Message};
 
-/// The ids of the validation pairs that also stand in the training set, in their order: those of a [`AnswerPair::group`]
-/// that is there too (the same behaviour), and those with the same users' messages, whatever the case and the white space.
-/// Answers are not compared. A group that was made of the file's name and the line says nothing and does not count.
-pub fn overlapping_pairs(training: &[AnswerPair], validation: &[AnswerPair]) -> Vec<String> {
-    overlap(training.iter().map(Row::from), validation.iter().map(Row::from))
+/// Rows to look others up in: one set of two that must have none in common. The other can be read row by row.
+///
+/// Two rows are the same if they share a name of their own (a pair's [`AnswerPair::group`], which is its behaviour; a chat's
+/// id), or if the users' messages are the same, whatever the case and the white space. Answers are not compared. A name that
+/// was made of the file's name and the line says nothing and does not count.
+///
+/// ```
+/// use advtrain::{AnswerPair, Message, RowIndex};
+///
+/// let pair = |id: &str, request: &str| AnswerPair {
+///     id: id.into(), group: id.into(), place: "a.csv line 2".into(), messages: vec![Message::user(request)],
+///     harmful: "Sure".into(), safe: "Sorry".into(), hash_check: false,
+///     functional_category: None,
+/// };
+/// let validation = RowIndex::of_pairs(&[pair("ink", "Mix moon ink")]);
+/// assert_eq!(validation.find_pair(&pair("other", "mix  moon INK")), Some("ink"));
+/// assert_eq!(validation.find_pair(&pair("other", "Mix sun ink")), None);
+/// ```
+#[derive(Clone, Debug, Default)]
+pub struct RowIndex {
+    /// The id of the first row with each name.
+    names: HashMap<String, String>,
+    /// The id of the first row with each users' text, as words.
+    texts: HashMap<Vec<String>, String>,
 }
 
-/// The ids of the validation chats that also stand in the training set, in their order: by id or by the users' messages, as
-/// for [`overlapping_pairs`].
-pub fn overlapping_chats(training: &[Chat], validation: &[Chat]) -> Vec<String> {
-    overlap(training.iter().map(Row::from), validation.iter().map(Row::from))
+impl RowIndex {
+    /// An index of these pairs.
+    pub fn of_pairs(pairs: &[AnswerPair]) -> Self {
+        Self::of(pairs.iter().map(Row::from))
+    }
+
+    /// An index of these chats.
+    pub fn of_chats(chats: &[Chat]) -> Self {
+        Self::of(chats.iter().map(Row::from))
+    }
+
+    /// The id of the indexed row that is the same as this pair.
+    pub fn find_pair(&self, pair: &AnswerPair) -> Option<&str> {
+        self.find(&pair.into())
+    }
+
+    /// The id of the indexed row that is the same as this chat.
+    pub fn find_chat(&self, chat: &Chat) -> Option<&str> {
+        self.find(&chat.into())
+    }
+
+    fn of<'a>(rows: impl Iterator<Item = Row<'a>>) -> Self {
+        let mut index = Self::default();
+        for row in rows {
+            if let Some(name) = row.own_name() {
+                index.names.entry(name.to_string()).or_insert_with(|| row.id.to_string());
+            }
+            if let Some(words) = row.words() {
+                index.texts.entry(words).or_insert_with(|| row.id.to_string());
+            }
+        }
+        index
+    }
+
+    fn find(&self, row: &Row) -> Option<&str> {
+        let by_name = row.own_name().and_then(|name| self.names.get(name));
+        by_name.or_else(|| self.texts.get(&row.words()?)).map(String::as_str)
+    }
 }
 
 struct Row<'a> {
@@ -54,19 +107,6 @@ impl<'a> Row<'a> {
     }
 }
 
-fn overlap<'a>(training: impl Iterator<Item = Row<'a>>, validation: impl Iterator<Item = Row<'a>>) -> Vec<String> {
-    let (mut names, mut texts) = (HashSet::new(), HashSet::new());
-    for row in training {
-        names.extend(row.own_name());
-        texts.extend(row.words());
-    }
-    let is_there = |row: &Row<'a>| {
-        row.own_name().is_some_and(|name| names.contains(name))
-            || row.words().is_some_and(|words| texts.contains(&words))
-    };
-    validation.filter(is_there).map(|row| row.id.to_string()).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,6 +120,7 @@ mod tests {
             harmful: format!("yes, {id}"),
             safe: "no".into(),
             hash_check: false,
+            functional_category: None,
         }
     }
 
@@ -93,9 +134,12 @@ mod tests {
             pair("ink_2/1", "Mix moon inks"),
             pair("INK/1", "x"),
         ];
-        assert_eq!(overlapping_pairs(&training, &validation), ["boil/7", "ink_2/0"]);
-        assert!(overlapping_pairs(&training, &validation[3..]).is_empty());
-        assert!(overlapping_pairs(&[], &validation).is_empty());
+        let found =
+            |index: &RowIndex| validation.iter().map(|pair| index.find_pair(pair).map(str::to_string)).collect();
+        let found: [Vec<Option<String>>; 2] = [&RowIndex::of_pairs(&training), &RowIndex::default()].map(found);
+        let same = |id: &str| Some(id.to_string());
+        assert_eq!(found[0], [None, same("boil/0"), same("ink/0"), None, None]);
+        assert_eq!(found[1], [None, None, None, None, None]);
     }
 
     #[test]
@@ -119,6 +163,8 @@ mod tests {
             chat("s", 5, &["", "x"]),
             chat("t", 6, &["rice?", "Maybe.", " why? "]),
         ];
-        assert_eq!(overlapping_chats(&training, &validation), ["p", "q", "t"]);
+        let index = RowIndex::of_chats(&training);
+        let found: Vec<_> = validation.iter().map(|chat| index.find_chat(chat)).collect();
+        assert_eq!(found, [None, Some("p"), Some("chats:1"), None, None, Some("p")]);
     }
 }

@@ -72,6 +72,7 @@ pub fn load_preferences(path: impl AsRef<Path>) -> Result<(Vec<AnswerPair>, Load
             harmful: rejected,
             safe: chosen,
             hash_check: false,
+            functional_category: None,
         });
     }
     report.rows = pairs.len();

@@ -19,6 +19,8 @@ pub struct AnswerPair {
     pub safe: String,
     /// Whether a refusal judge does not apply, because harm is decided by comparing hashes (copyrighted text).
     pub hash_check: bool,
+    /// HarmBench's kind of behaviour (`standard`, `contextual`, `copyright`), where the file has one.
+    pub functional_category: Option<String>,
 }
 
 /// A harmless conversation.

@@ -4,11 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-use super::{
-    data::{TrainingData, digest_of},
-    settings::TrainSettings,
-};
-use crate::{Error, Result};
+use super::{data::TrainingData, settings::TrainSettings};
+use crate::{Error, Example, Result};
 
 /// Everything that a run's result depends on, each thing by its name: kept in checkpoints, so that a run goes on only as what
 /// it was.
@@ -29,8 +26,8 @@ pub(super) fn of_run(settings: &TrainSettings, data: &TrainingData, updates: usi
         }
     }
     identity.insert("number of updates".into(), updates.to_string());
-    identity.insert("robust rows".into(), digest_of(&data.robust));
-    identity.insert("utility rows".into(), digest_of(&data.utility));
+    identity.insert("robust rows".into(), Example::digest(&data.robust));
+    identity.insert("utility rows".into(), Example::digest(&data.utility));
     Ok(identity)
 }
 
