@@ -332,6 +332,34 @@ fn a_loss_that_compares_with_the_original_model_needs_an_adapter() {
     }
 }
 
+/// KL(original || model) of the target tokens, from both models' logits.
+#[test]
+fn a_loss_that_compares_with_the_original_model_is_its_formula() {
+    let (model, original, rows) = (adapted(0.0), decoder(), rows());
+    let (rows, d) = (batch(rows.clone()), perturbation(&rows));
+    let input = LossInput { model: &model, batch: &rows, perturbation: Some(&d), dropout: false };
+    let terms = RobustLoss::terms(&ToOriginal(Harmful), &input).unwrap();
+    let targets = rows.targets(Harmful).unwrap();
+    let log_softmax = |model: &Decoder, d: Option<&Perturbation>| {
+        let hidden = model.hidden(&Input::of_batch(model, &rows, d, Pass::default()).unwrap()).unwrap();
+        model.logits(&hidden.last.index_select(0, &targets.predictors)).unwrap().log_softmax(-1, Kind::Double)
+    };
+    let (ours, theirs) = (log_softmax(&model, Some(&d)), log_softmax(&original, None));
+    let of_tokens = numbers(&(theirs.exp() * (&theirs - &ours)).sum_dim_intlist(-1, false, Kind::Double));
+    let expected: Vec<f64> = (0..rows.rows())
+        .map(|row| {
+            mean(
+                &(0..of_tokens.len())
+                    .filter(|at| targets.list[*at].row == row)
+                    .map(|at| of_tokens[at])
+                    .collect::<Vec<_>>(),
+            )
+        })
+        .collect();
+    assert!(expected.iter().all(|value| *value > 1e-3), "{expected:?}");
+    assert_close("kl", &of_rows(&terms[0]).0, &expected);
+}
+
 #[test]
 fn reference_hidden_states_are_the_original_models_on_the_unperturbed_rows() {
     let (model, rows) = (adapted(0.0), rows());

@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex};
 use advtrain::{
     AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, Batch, CausalLm, ContinuationKind, CutOff, CutOffForm,
     Decoder, EmbeddingAttack, Example, Grouping, LossInput, OptimizerConfig, Perturbation, Pgd, Probe, Radius,
-    Reduction, Result, RobustLoss, Schedule, ScheduleShape, Site, SupervisedLoss, TargetCrossEntropy, Term, TermValues,
-    ThreatModel, TrainSettings, TrainableLm, TrainerBuilder, TrainingData,
+    Reduction, Region, Result, RobustLoss, Schedule, ScheduleShape, Site, StepSize, SupervisedLoss, TargetCrossEntropy,
+    Term, TermValues, ThreatModel, TokenKind, Tokens, TrainSettings, TrainableLm, TrainerBuilder, TrainingData,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
@@ -310,6 +310,11 @@ fn bad_set_ups_say_what_is_wrong() {
         threat: ThreatModel { sites, radius: Radius::Absolute(1.0), ..ThreatModel::default() },
         ..Pgd::default()
     };
+    let attacking = |rows| Pgd {
+        threat: ThreatModel { rows, region: Region::UserContent, ..ThreatModel::default() },
+        ..Pgd::default()
+    };
+    let template_alone = Tokens::of_kind(vec![1, 2, 3], TokenKind::Template);
     assert!(good().build().is_ok());
     let cases: Vec<(TrainerBuilder<Decoder>, &[&str])> = vec![
         (good().data(robust_rows(Vec::new())), &["train.utility_share", "without robust rows"]),
@@ -341,6 +346,20 @@ fn bad_set_ups_say_what_is_wrong() {
             good().attack(latent(vec![Site::Block(1), Site::Block(1)]), AttackSettings::default()),
             &["attack.threat.sites = Block(1) twice"],
         ),
+        (
+            good()
+                .attack(attacking(ContinuationKind::Safe), AttackSettings::default())
+                .robust(HarmfulAlone)
+                .data(robust_rows(vec![robust(1).keep(&[ContinuationKind::Harmful])])),
+            &["attack.threat.rows = Safe", "that the rows have"],
+        ),
+        (
+            good()
+                .attack(attacking(ContinuationKind::Harmful), AttackSettings::default())
+                .data(robust_rows(vec![robust(1), robust(2).with_prompt(template_alone).unwrap()])),
+            &["r2", "UserContent"],
+        ),
+        (good().robust(Forgets), &["precomputed numbers of example r0", "{\"reference\"}", "{}"]),
     ];
     for (builder, expected) in cases {
         let error = match builder.build() {
@@ -351,6 +370,83 @@ fn bad_set_ups_say_what_is_wrong() {
             assert!(error.contains(part), "{error:?} does not say {part:?}");
         }
     }
+}
+
+/// A loss on harmful answers that has no need of safe ones.
+struct HarmfulAlone;
+
+impl RobustLoss for HarmfulAlone {
+    fn terms(&self, _: &LossInput) -> Result<Vec<Term>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A loss that says it computes something beforehand, and does not.
+struct Forgets;
+
+impl RobustLoss for Forgets {
+    fn precomputes(&self) -> &[&str] {
+        &["reference"]
+    }
+    fn terms(&self, _: &LossInput) -> Result<Vec<Term>> {
+        Ok(Vec::new())
+    }
+}
+
+/// A loss with a term of these values and this kind.
+struct Wrong(i64, ContinuationKind);
+
+impl RobustLoss for Wrong {
+    fn terms(&self, _: &LossInput) -> Result<Vec<Term>> {
+        let values = Tensor::ones([self.0], (Kind::Double, Device::Cpu));
+        let values = TermValues::Rows { values, kind: self.1, tokens: None };
+        Ok(vec![Term { name: "wrong".into(), weight: 1.0, values, cut_off: None }])
+    }
+}
+
+#[test]
+fn a_term_without_one_value_per_row_is_refused() {
+    let _turn = alone();
+    let step = |loss| {
+        let mut trainer = AdversarialTrainer::builder(with_lora(0.0))
+            .robust(loss)
+            .data(TrainingData { robust: (0..4).map(robust).collect(), utility: Vec::new() })
+            .settings(TrainSettings { batch_size: 4, micro_batch_size: 2, ..TrainSettings::default() })
+            .build()
+            .unwrap();
+        trainer.step().map(|_| ()).map_err(|error| error.to_string())
+    };
+    assert_eq!(step(Wrong(2, ContinuationKind::Harmful)), Ok(()));
+    for values in [0, 1, 7] {
+        let error = step(Wrong(values, ContinuationKind::Harmful)).unwrap_err();
+        assert!(error.contains("term \"wrong\": expected [2], one for each row"), "{error}");
+    }
+    let error = step(Wrong(2, ContinuationKind::Utility)).unwrap_err();
+    assert!(error.contains("kind of the term \"wrong\"") && error.contains("found Utility"), "{error}");
+}
+
+#[test]
+fn steps_that_cannot_reach_the_edge_of_the_ball_are_warned_about() {
+    let _turn = alone();
+    let warnings = |size, bounded| {
+        let log = tempfile::NamedTempFile::new().unwrap();
+        let writer = Arc::new(log.reopen().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_writer(writer).with_ansi(false).finish();
+        let attack = Pgd { size, threat: ThreatModel { bounded, ..ThreatModel::default() }, ..Pgd::default() };
+        tracing::subscriber::with_default(subscriber, || {
+            AdversarialTrainer::builder(with_lora(0.0))
+                .attack(attack, AttackSettings::default())
+                .robust(AdvUlLoss::default())
+                .data(TrainingData { robust: vec![robust(1)], utility: Vec::new() })
+                .settings(TrainSettings { batch_size: 1, ..TrainSettings::default() })
+                .build()
+                .unwrap()
+        });
+        std::fs::read_to_string(log.path()).unwrap().matches("cannot reach the edge of the ball").count()
+    };
+    assert_eq!(warnings(StepSize::Absolute(1e-4), true), 1);
+    assert_eq!(warnings(StepSize::Absolute(1e-4), false), 0);
+    assert_eq!(warnings(StepSize::Decaying(1.0), true), 0);
 }
 
 /// A loss that is fine for the first rows and not a number for the rest.

@@ -37,6 +37,21 @@ pub trait AttackObjective: Send {
     fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor>;
 }
 
+impl<O: AttackObjective + ?Sized> AttackObjective for Box<O> {
+    fn prepare(&mut self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind) -> Result<()> {
+        (**self).prepare(model, batch, rows)
+    }
+    fn describe(&self) -> String {
+        (**self).describe()
+    }
+    fn taps(&self) -> &[usize] {
+        (**self).taps()
+    }
+    fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor> {
+        (**self).values(model, batch, rows, hidden)
+    }
+}
+
 /// The paper's objective: the mean cross-entropy of the attacked continuation's target tokens.
 ///
 /// Summed over rows and not averaged over a micro-batch, so that step rules that feel a gradient's size do not depend

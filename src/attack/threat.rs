@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use tch::{Kind, Tensor};
 
-use crate::{Batch, CausalLm, ContinuationKind, Error, Perturbation, Place, Result, Site, TokenKind, tensor};
+use crate::{Batch, CausalLm, ContinuationKind, Error, Example, Perturbation, Place, Result, Site, TokenKind, tensor};
 
 /// The threat set: which tokens may be moved, where in the model, and how far.
 ///
@@ -140,11 +140,32 @@ impl ThreatModel {
     pub fn places(&self, batch: &Batch) -> Vec<Place> {
         let mut places = Vec::new();
         for (row, example) in batch.examples().iter().enumerate() {
-            let kinds = example.prompt().kinds().iter().enumerate();
-            let inside = kinds.filter(|(_, kind)| self.region == Region::Prompt || **kind == TokenKind::User);
-            places.extend(inside.map(|(offset, _)| Place { row, offset }));
+            places.extend(self.offsets(example).map(|offset| Place { row, offset }));
         }
         places
+    }
+
+    /// The places in a row's prompt that may be moved.
+    fn offsets(&self, example: &Example) -> impl Iterator<Item = usize> {
+        let kinds = example.prompt().kinds().iter().enumerate();
+        let inside = kinds.filter(|(_, kind)| self.region == Region::Prompt || **kind == TokenKind::User);
+        inside.map(|(offset, _)| offset)
+    }
+
+    /// Checks that there are rows to attack, and that each of them has a token that may be moved.
+    pub(crate) fn check_rows(&self, rows: &[Example]) -> Result<()> {
+        let mut attacked = rows.iter().filter(|row| row.continuation(self.rows).is_some()).peekable();
+        if attacked.peek().is_none() {
+            let allowed = "a kind of continuation that the rows have";
+            return Err(Error::setting("attack.threat.rows", format!("{:?}", self.rows), allowed));
+        }
+        match attacked.find(|row| self.offsets(row).next().is_none()) {
+            Some(row) => {
+                let message = format!("its prompt has no token in the region {:?} that the attack moves", self.region);
+                Err(Error::example(row.id(), message))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The nearest perturbation in the ball.

@@ -1,10 +1,10 @@
 //! C-AdvUL: away from the harmful answer, toward the safe one.
 
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor};
+use tch::Tensor;
 
 use super::{CutOff, CutOffForm, LossInput, RobustLoss, Term, TermValues};
-use crate::{ContinuationKind, Error, Result};
+use crate::{CausalLm, ContinuationKind, Error, Hidden, Result, Targets};
 
 /// The robust terms of C-AdvUL (Xhonneux et al., NeurIPS 2024, equation 4):
 ///
@@ -63,14 +63,12 @@ impl Default for AdvUlLoss {
 }
 
 impl AdvUlLoss {
-    fn away_values(&self, log_probs: &Tensor) -> Result<Tensor> {
+    /// The away term of each harmful target `[targets]`.
+    fn away_values(&self, model: &dyn CausalLm, hidden: &Hidden, targets: &Targets) -> Result<Tensor> {
+        let states = hidden.last.f_index_select(0, &targets.predictors)?;
         match self.away {
-            AwayForm::NegativeCrossEntropy => Ok(log_probs.shallow_clone()),
-            // log(1 - p) = log(-expm1(log p)); p rounds to 1 in float32 from log p = -6e-8 on.
-            AwayForm::Unlikelihood => {
-                let smallest = if log_probs.kind() == Kind::Double { 1e-15 } else { 1e-7 };
-                Ok(log_probs.f_clamp_max(-smallest)?.f_expm1()?.f_neg()?.f_log()?.f_neg()?)
-            }
+            AwayForm::NegativeCrossEntropy => model.log_probs(&states, &targets.ids),
+            AwayForm::Unlikelihood => Ok(model.log_complements(&states, &targets.ids)?.f_neg()?),
         }
     }
 }
@@ -108,10 +106,11 @@ impl RobustLoss for AdvUlLoss {
 
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
         let hidden = input.hidden(&[])?;
-        let (harmful, harmful_targets) = input.target_log_probs(&hidden, ContinuationKind::Harmful)?;
+        let harmful_targets = input.batch.targets(ContinuationKind::Harmful)?;
+        let away = self.away_values(input.model, &hidden, &harmful_targets)?;
         let (safe, safe_targets) = input.target_log_probs(&hidden, ContinuationKind::Safe)?;
         let away = TermValues::Rows {
-            values: harmful_targets.mean_per_row(&self.away_values(&harmful)?)?,
+            values: harmful_targets.mean_per_row(&away)?,
             kind: ContinuationKind::Harmful,
             tokens: Some(harmful_targets.counts),
         };

@@ -22,7 +22,7 @@ use crate::{Adapter, Batch, CausalLm, ContinuationKind, Hidden, Input, Pass, Per
 pub struct LossInput<'a> {
     /// The model in training.
     pub model: &'a dyn CausalLm,
-    /// The rows: for a [`RobustLoss`] those with a harmful continuation, for a [`UtilityLoss`] those with a useful one.
+    /// The rows: for a [`RobustLoss`] those with a harmful or a safe continuation, for a [`UtilityLoss`] those with a useful one.
     pub batch: &'a Batch,
     /// What the attack found for these rows, if it attacks rows of this kind.
     pub perturbation: Option<&'a Perturbation>,
@@ -117,8 +117,8 @@ pub trait RobustLoss: Send {
     /// Whatever the implementation meets.
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>>;
 
-    /// The loss and its settings in a text: a checkpoint keeps it, and a run goes on only with the same. The default, the name
-    /// of the type, does not know of settings.
+    /// The loss and its settings in a text: a checkpoint keeps it, and a run goes on only with the same; what was computed
+    /// before training is read again under it. The default, the name of the type, does not know of settings.
     fn describe(&self) -> String {
         std::any::type_name::<Self>().to_string()
     }
@@ -136,7 +136,7 @@ pub trait RobustLoss: Send {
         &[ContinuationKind::Harmful]
     }
 
-    /// The names of the numbers that [`RobustLoss::precompute`] gives; empty: it is not called.
+    /// The names of the numbers that [`RobustLoss::precompute`] gives for every row; empty: it is not called.
     fn precomputes(&self) -> &[&str] {
         &[]
     }

@@ -111,7 +111,7 @@ impl Term {
     /// This micro-batch's share of the update's loss.
     ///
     /// # Errors
-    /// If the values are not `[rows]`, or libtorch fails.
+    /// If the values are not one-dimensional, or libtorch fails.
     pub fn reduce(&self, reduction: Reduction, update: UpdateSize) -> Result<Reduced> {
         let micro_batches = update.micro_batches.max(1) as f64;
         let (loss, mean) = match &self.values {
@@ -215,6 +215,16 @@ mod tests {
         assert_relative_eq!(total(Reduction::MicroBatch, 4), whole, epsilon = 1e-12);
         let halves = 0.5 * (-16.0 / 11.0 - 20.0 / 8.0) / 2.0;
         assert_relative_eq!(total(Reduction::MicroBatch, 2), halves, epsilon = 1e-12);
+    }
+
+    /// Micro-batches without rows of the kind count in the published mean, and not in the mean per row.
+    #[test]
+    fn the_published_mean_is_over_all_micro_batches() {
+        let update = UpdateSize { rows: 10, micro_batches: 8, micro_batches_with_rows: 5 };
+        let loss =
+            |reduction| number(&term(&[-1.0, -3.0], None, None).reduce(reduction, update).unwrap().loss).unwrap();
+        assert_relative_eq!(loss(Reduction::MicroBatch), 0.5 * -2.0 / 8.0, epsilon = 1e-12);
+        assert_relative_eq!(loss(Reduction::PerRow), 0.5 * -4.0 / 10.0, epsilon = 1e-12);
     }
 
     #[test]

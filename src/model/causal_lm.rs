@@ -81,6 +81,15 @@ pub trait CausalLm {
         head::log_probs(self, hidden, ids, head::CHUNK)
     }
 
+    /// log(1 - p) `[n]` of ids `[n]` (int64) given the hidden states `[n, hidden]` of the tokens before them; float32 at least,
+    /// differentiable towards `hidden`. Computed over the other ids, so that it and its gradient hold where p rounds to 1.
+    ///
+    /// # Errors
+    /// If the shapes differ in n, or libtorch fails.
+    fn log_complements(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        head::log_complements(self, hidden, ids, head::CHUNK)
+    }
+
     /// KL(reference || this) `[n]` in nats between the next-token distributions of two sets of hidden states `[n, hidden]`;
     /// float32 at least, differentiable towards `hidden` and not towards `reference`.
     ///

@@ -25,6 +25,22 @@ pub(super) fn log_probs<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &
 }
 
 /// `chunk` is [`CHUNK`], but for tests.
+pub(super) fn log_complements<M: CausalLm + ?Sized>(
+    model: &M,
+    hidden: &Tensor,
+    ids: &Tensor,
+    chunk: i64,
+) -> Result<Tensor> {
+    check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
+    per_token(model, hidden, chunk, |rows, from, len| {
+        let logits = model.logits(rows)?.f_to_kind(model.master_kind())?;
+        let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
+        let others = logits.f_scatter_value(1, &ids, f64::NEG_INFINITY)?;
+        Ok(others.f_logsumexp([-1].as_slice(), false)?.f_sub(&logits.f_logsumexp([-1].as_slice(), false)?)?)
+    })
+}
+
+/// `chunk` is [`CHUNK`], but for tests.
 pub(super) fn kl<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, reference: &Tensor, chunk: i64) -> Result<Tensor> {
     check(hidden, reference.size().first().copied().unwrap_or(0), "reference hidden states")?;
     let reference = reference.f_detach()?;

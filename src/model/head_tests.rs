@@ -12,11 +12,15 @@ const VOCABULARY: i64 = 40;
 const CHUNKS: [i64; 3] = [11, 130, 10_000];
 
 fn decoder(tied: bool) -> Decoder {
+    decoder_in(Kind::Double, tied)
+}
+
+fn decoder_in(kind: Kind, tied: bool) -> Decoder {
     let config = json!({
         "model_type": "llama", "vocab_size": VOCABULARY, "hidden_size": 8, "intermediate_size": 8,
         "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": tied
     });
-    Decoder::random(config, 0.7, 5, Kind::Double, Device::Cpu).unwrap()
+    Decoder::random(config, 0.7, 5, kind, Device::Cpu).unwrap()
 }
 
 /// Random numbers that do not depend on libtorch's generator, which other tests may use.
@@ -163,4 +167,34 @@ fn no_token_gives_no_number_and_wrong_counts_are_named() {
     assert_eq!(error, "ids: expected 3, one per hidden state, found 7");
     let error = CausalLm::kl(&model, &hidden, &random([4, 8], "reference")).unwrap_err().to_string();
     assert_eq!(error, "reference hidden states: expected 3, one per hidden state, found 4");
+}
+
+#[test]
+fn complements_in_chunks_are_the_formula() {
+    let model = decoder(false);
+    let head = model.head.as_ref().unwrap();
+    for chunk in CHUNKS {
+        let (hidden, plain) = (leaf([TOKENS, 8], "hidden"), leaf([TOKENS, 8], "hidden"));
+        let found = log_complements(&model, &hidden, &ids(), chunk).unwrap();
+        let expected = (-plain_log_probs(head, &plain).exp()).log1p();
+        assert_same(&found, &expected);
+        assert_same(&gradient(&found, &[&hidden])[0], &gradient(&expected, &[&plain])[0]);
+    }
+}
+
+/// In float32, p of a logit of 30 above the others is 1, and log(1 - p) is the others' log-sum less 30.
+#[test]
+fn a_certain_token_has_a_complement_and_its_gradient() {
+    let model = decoder_in(Kind::Float, false);
+    let mut head = model.head.as_ref().unwrap().shallow_clone();
+    let _ = tch::no_grad(|| head.zero_());
+    let _ = tch::no_grad(|| head.narrow(0, 7, 1).fill_(1.0));
+    let hidden = Tensor::full([1, 8], 30.0 / 8.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let ids = Tensor::from_slice(&[7i64]);
+    let found = CausalLm::log_complements(&model, &hidden, &ids).unwrap();
+    let expected = ((VOCABULARY - 1) as f64).ln() - 30.0;
+    assert!((found.double_value(&[0]) - expected).abs() < 1e-4, "{found}");
+    let slope = Tensor::run_backward(&[found.sum(Kind::Float)], &[&hidden], false, false).remove(0);
+    // d/d hidden = -p * head row of the id: all ones.
+    assert!((slope + 1.0).abs().max().double_value(&[]) < 1e-5);
 }

@@ -100,7 +100,7 @@ impl<M: TrainableLm> TrainerBuilder<M> {
     ///
     /// # Errors
     /// If a setting is out of range, a loss has no rows or rows no loss, a row lacks a continuation that the loss needs,
-    /// two rows share an id, the attack is on rows that are never drawn, the model has nothing to train or computes in
+    /// two rows share an id, the attack is on rows that are never drawn or has no token to move in one, the model has nothing to train or computes in
     /// float16, or a loss compares with the original model and there is no adapter that could be switched off.
     pub fn build(self) -> Result<AdversarialTrainer<M>> {
         self.settings.validate()?;
@@ -233,6 +233,8 @@ impl<M: TrainableLm> TrainerBuilder<M> {
                 let allowed = format!("such that {rows:?} rows, which the attack is on, are drawn");
                 return Err(Error::setting("train.utility_share", share, allowed));
             }
+            let utility = attack.threat().rows == ContinuationKind::Utility;
+            attack.threat().check_rows(if utility { &self.data.utility } else { &self.data.robust })?;
         }
         let needs = self.robust.as_ref().map_or(&[][..], |loss| loss.needs());
         check_continuations(&self.data.robust, needs)?;

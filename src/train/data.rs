@@ -1,14 +1,14 @@
 //! The rows of a run, and the numbers computed for them before it.
 
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     path::Path,
 };
 
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, files};
+use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, error::Context, files};
 
 /// The rows that a run trains on.
 #[derive(Clone, Debug, Default)]
@@ -60,14 +60,31 @@ impl Reference {
         let key = key(loss, fingerprint, rows);
         let path = folder.map(|folder| folder.join(format!("reference-{}.json", &key[..16])));
         if let Some(path) = path.as_deref().filter(|path| path.exists()) {
-            return Ok(Self { values: files::read_json(path)? });
+            let reference = Self { values: files::read_json(path)? };
+            reference.check(loss, rows).context(|| format!("reading {}", path.display()))?;
+            return Ok(reference);
         }
         tracing::info!(rows = rows.len(), "computing what the loss asks of the original model");
         let reference = Self::compute(loss, model, rows, micro_batch_size)?;
+        reference.check(loss, rows)?;
         if let Some(path) = path {
             files::write_json(&path, &reference.values)?;
         }
         Ok(reference)
+    }
+
+    /// Every row must have the numbers that the loss says it computes, and no others.
+    fn check(&self, loss: &dyn RobustLoss, rows: &[Example]) -> Result<()> {
+        let wanted: BTreeSet<&str> = loss.precomputes().iter().copied().collect();
+        for row in rows {
+            let found: BTreeSet<&str> =
+                self.values.get(row.id()).into_iter().flatten().map(|(name, _)| name.as_str()).collect();
+            if found != wanted {
+                let what = format!("precomputed numbers of example {}", row.id());
+                return Err(Error::mismatch(what, format!("{wanted:?}"), format!("{found:?}")));
+            }
+        }
+        Ok(())
     }
 
     fn compute(loss: &dyn RobustLoss, model: &dyn CausalLm, rows: &[Example], size: usize) -> Result<Self> {
@@ -111,55 +128,9 @@ impl Reference {
 /// What the numbers depend on: the loss and its settings, the model, the rows.
 fn key(loss: &dyn RobustLoss, model: &str, rows: &[Example]) -> String {
     let mut hash = Sha256::new();
-    for part in [loss.describe().as_str(), model, digest_of(rows).as_str()] {
+    for part in [loss.describe().as_str(), model, Example::digest(rows).as_str()] {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
     hex(&hash.finalize())
-}
-
-/// A text that differs between lists of rows that differ in an id, a token, or what a token is.
-pub(super) fn digest_of(rows: &[Example]) -> String {
-    let mut hash = Sha256::new();
-    let mut add = |bytes: &[u8]| {
-        // Its length keeps each piece apart from what follows.
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    for example in rows {
-        add(example.id().as_bytes());
-        let continuations = example.continuations().iter().map(|one| (format!("{:?}", one.kind), &one.tokens));
-        for (kind, tokens) in std::iter::once(("prompt".to_string(), example.prompt())).chain(continuations) {
-            add(kind.as_bytes());
-            add(&tokens.ids().iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>());
-            add(&tokens.kinds().iter().map(|kind| *kind as u8).collect::<Vec<_>>());
-        }
-    }
-    format!("{} rows, {}", rows.len(), &hex(&hash.finalize())[..16])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::{Continuation, ContinuationKind, TokenKind, Tokens};
-
-    fn row(prompt: &[i64], kind: ContinuationKind, answer: &[i64]) -> Example {
-        let tokens = Tokens::of_kind(answer.to_vec(), TokenKind::Target);
-        let prompt = Tokens::of_kind(prompt.to_vec(), TokenKind::User);
-        Example::new("e", prompt, vec![Continuation { kind, tokens }]).unwrap()
-    }
-
-    #[test]
-    fn rows_differ_by_tokens_kinds_and_where_the_prompt_ends() {
-        let base = row(&[1, 2], ContinuationKind::Harmful, &[3, 4]);
-        let others = [
-            row(&[1, 2], ContinuationKind::Harmful, &[3, 5]),
-            row(&[1, 2], ContinuationKind::Safe, &[3, 4]),
-            row(&[1, 2, 3], ContinuationKind::Harmful, &[4]),
-        ];
-        let of_one = |row: &Example| digest_of(std::slice::from_ref(row));
-        assert_eq!(of_one(&base), of_one(&base.clone()));
-        assert!(others.iter().all(|other| of_one(other) != of_one(&base)));
-        assert_ne!(digest_of(&[base.clone(), base.clone()]), of_one(&base));
-    }
 }

@@ -46,6 +46,8 @@ pub struct UpdateMetrics {
 pub struct AttackMetrics {
     /// Rows attacked.
     pub rows: usize,
+    /// Perturbed tokens, times sites and perturbations that the attack returned.
+    pub tokens: usize,
     /// Mean objective of a row at the first candidate.
     #[serde(deserialize_with = "number")]
     pub objective_first: f64,
@@ -85,6 +87,7 @@ impl From<&AttackStatistics> for AttackMetrics {
         let tokens = sums.tokens.max(1) as f64;
         Self {
             rows: sums.rows,
+            tokens: sums.tokens,
             objective_first: sums.objective_first / rows,
             objective_last: sums.objective_last / rows,
             edge_share: sums.tokens_at_edge as f64 / tokens,

@@ -28,6 +28,15 @@ pub trait Observer: Send {
     }
 }
 
+impl<O: Observer + ?Sized> Observer for Box<O> {
+    fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
+        (**self).update(metrics)
+    }
+    fn finish(&mut self) -> Result<()> {
+        (**self).finish()
+    }
+}
+
 /// Writes one JSON object per update and line.
 #[derive(Debug)]
 pub struct JsonLines {

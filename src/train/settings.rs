@@ -33,7 +33,7 @@ pub struct TrainSettings {
     /// Rows of an update.
     pub batch_size: usize,
     /// Rows that are computed together: what memory allows. With [`Reduction::PerRow`] and without dropout the result does
-    /// not depend on it.
+    /// not depend on it but for rounding, which an attack that follows signs makes larger.
     pub micro_batch_size: usize,
     /// Share of an update's rows that are utility rows.
     pub utility_share: f64,

@@ -19,8 +19,8 @@ use super::{
 };
 use crate::{
     AttackObjective, AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind,
-    Draws, EmbeddingAttack, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler, Source, Term,
-    TrainableLm, UpdateSize, UtilityLoss, digest::generator, error::Context, tensor,
+    Draws, EmbeddingAttack, Error, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler, Source,
+    Term, TermValues, TrainableLm, UpdateSize, UtilityLoss, digest::generator, error::Context, tensor,
 };
 
 /// Trains a model against an attack.
@@ -84,7 +84,8 @@ impl Attacking {
     ) -> Result<Self> {
         let runner = AttackRunner::new(settings, attack.as_ref(), model)?;
         let radius = runner.radius();
-        if let Some(reach) = attack.reach(model.hidden_size(), radius).filter(|reach| *reach < radius) {
+        let reach = attack.reach(model.hidden_size(), radius).filter(|_| attack.threat().bounded);
+        if let Some(reach) = reach.filter(|reach| *reach < radius) {
             tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");
         }
         Ok(Self { attack, objective, runner })
@@ -155,7 +156,9 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// Makes one update.
     ///
     /// # Errors
-    /// If a plug-in or libtorch fails, or a loss or gradient is not finite; the weights are then as before the update.
+    /// If a plug-in or libtorch fails, or a loss or gradient is not finite. The weights are then as before the update, unless
+    /// memory ran out in the optimiser's step itself; what attacks keep from batch to batch may have moved on. Go on from the
+    /// last checkpoint.
     pub fn step(&mut self) -> Result<UpdateMetrics> {
         let begin = Instant::now();
         let update = self.update;
@@ -274,12 +277,14 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             let perturbation = perturbation.filter(|_| !attacks_utility);
             let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
             let of_loss = loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?;
+            check_terms(&of_loss, &rows.batch, plan)?;
             terms.extend(of_loss.into_iter().map(|term| (term, plan.robust)));
         }
         if let (Some(loss), Some(rows)) = (&self.utility, batch.select(&UTILITY)?) {
             let perturbation = perturbation.filter(|_| attacks_utility);
             let perturbation = perturbation.map(|one| one.restrict(&rows.rows)).transpose()?;
             let of_loss = loss.terms(&self.loss_input(&rows.batch, perturbation.as_ref()))?;
+            check_terms(&of_loss, &rows.batch, plan)?;
             terms.extend(of_loss.into_iter().map(|term| (term, plan.utility)));
         }
         Ok(terms)
@@ -293,8 +298,8 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         let mut total: Option<Tensor> = None;
         for (term, with_rows) in terms {
             let rows = match &term.values {
-                crate::TermValues::Rows { kind, .. } => plan.rows.get(kind).copied().unwrap_or(0),
-                crate::TermValues::Update(_) => 0,
+                TermValues::Rows { kind, .. } => plan.rows.get(kind).copied().unwrap_or(0),
+                TermValues::Update(_) => 0,
             };
             let size =
                 UpdateSize { rows, micro_batches: plan.micro_batches.len(), micro_batches_with_rows: *with_rows };
@@ -359,4 +364,27 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     fn finish_observers(&mut self) -> Result<()> {
         self.observers.iter_mut().try_for_each(|observer| observer.finish())
     }
+}
+
+/// A term must have one value for each row that the loss was given, of continuations that rows of the update have: what a
+/// loss forgot to average would otherwise be summed, and weigh more than anyone wanted.
+fn check_terms(terms: &[Term], batch: &Batch, plan: &UpdatePlan) -> Result<()> {
+    for term in terms {
+        let TermValues::Rows { values, kind, tokens } = &term.values else { continue };
+        for (what, tensor) in [("values", Some(values)), ("tokens", tokens.as_ref())] {
+            if let Some(tensor) = tensor.filter(|tensor| tensor.size() != [batch.rows() as i64]) {
+                let expected = format!("[{}], one for each row", batch.rows());
+                return Err(Error::mismatch(
+                    format!("{what} of the term {:?}", term.name),
+                    expected,
+                    format!("{:?}", tensor.size()),
+                ));
+            }
+        }
+        if !plan.rows.contains_key(kind) {
+            let expected = format!("one of {:?}, which the rows have", plan.rows.keys());
+            return Err(Error::mismatch(format!("kind of the term {:?}", term.name), expected, format!("{kind:?}")));
+        }
+    }
+    Ok(())
 }
