@@ -268,3 +268,42 @@ fn an_attack_that_returns_nothing_is_refused() {
     let error = attacked(&mut nothing, &mut TargetCrossEntropy, settings, &decoder(), &rows).map(|_| ()).unwrap_err();
     assert_eq!(error.to_string(), "perturbations of an attack: expected at least one, found 0");
 }
+
+/// Tries to move the first token of each row, then the second, and returns the first one tried.
+struct OneByOne(ThreatModel);
+
+impl EmbeddingAttack for OneByOne {
+    fn threat(&self) -> &ThreatModel {
+        &self.0
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        let mut first = None;
+        for (offset, site) in [(0, Site::Embeddings), (1, Site::Block(1))] {
+            let places: Vec<_> = probe.places().iter().copied().filter(|place| place.offset == offset).collect();
+            let values = Tensor::full([places.len() as i64, HIDDEN], 0.3, (Kind::Double, Device::Cpu));
+            let candidate = Perturbation::new(places, vec![(site, values)])?;
+            let _ = probe.value(&candidate)?;
+            first.get_or_insert(candidate);
+        }
+        Ok(first.into_iter().collect())
+    }
+}
+
+#[test]
+fn candidates_at_other_places_and_sites_are_compared_row_by_row() {
+    let (model, rows) = (decoder(), batch((0..6).map(robust).collect()));
+    let threat = ThreatModel { sites: vec![Site::Embeddings, Site::Block(1)], ..threat() };
+    let settings = AttackSettings { iterate: Iterate::Best, ..AttackSettings::default() };
+    let best = run(&mut OneByOne(threat.clone()), &settings, &model, &rows).perturbations.remove(0);
+    let [first, second] = [(0, Site::Embeddings), (1, Site::Block(1))].map(|(offset, site)| {
+        let places: Vec<_> = (0..6).map(|row| Place { row, offset }).collect();
+        let values = Tensor::full([6, HIDDEN], 0.3, (Kind::Double, Device::Cpu));
+        // Longer than the radius, so it is the projected one that was tried.
+        let candidate = Perturbation::new(places, vec![(site, values)]).unwrap();
+        harmful_loss(&model, &rows, &threat.project(&candidate, RADIUS).unwrap())
+    });
+    let expected: Vec<f64> = first.iter().zip(&second).map(|(first, second)| first.min(*second)).collect();
+    assert!(expected != first && expected != second, "{first:?}, {second:?}");
+    attacks::assert_near("best", &harmful_loss(&model, &rows, &best), &expected);
+}

@@ -146,9 +146,9 @@ fn an_update_of_every_model_is_the_cpus_but_for_dropout() {
         let expected = update(Device::Cpu, Kind::Float, 0.0);
         assert_close(name, &update(gpu, Kind::Float, 0.0), &expected, 1e-3);
         for kind in [Kind::Float, Kind::BFloat16] {
-            let dropped = update(gpu, kind, 0.5);
+            let (dropped, whole) = (update(gpu, kind, 0.5), update(gpu, kind, 0.0));
             assert!(dropped.isfinite().all().int64_value(&[]) == 1, "{name}, {kind:?}: {dropped}");
-            assert!(common::distance(&dropped, &expected) > 1e-4, "{name}, {kind:?}: nothing was dropped");
+            assert!(common::distance(&dropped, &whole) > 1e-3, "{name}, {kind:?}: nothing was dropped");
         }
     }
 }

@@ -6,12 +6,13 @@ mod toy;
 use std::sync::{Arc, Mutex, atomic::AtomicBool};
 
 use advtrain::{
-    AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, Draws, EmbeddingAttack, Error,
-    Observer, Perturbation, Pgd, Probe, Radius, Result, Site, StepRule, StepSize, TargetCrossEntropy, ThreatModel,
-    TrainSettings, TrainingData, UpdateMetrics, tch::Tensor,
+    AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, ContinuationKind, Draws,
+    EmbeddingAttack, Error, LossInput, Observer, Perturbation, Pgd, Probe, Radius, Result, Site, StepRule, StepSize,
+    SupervisedLoss, TargetCrossEntropy, Term, ThreatModel, TrainSettings, TrainingData, UpdateMetrics, UtilityLoss,
+    tch::Tensor,
 };
 use approx::assert_relative_eq;
-use toy::{Seen, StopAfter, Watched, batch, decoder, numbers, robust, with_lora};
+use toy::{Seen, StopAfter, Watched, batch, decoder, numbers, robust, useful, with_lora};
 
 /// The number that a state holds under the name "turn".
 fn turn_of(state: &[(String, Tensor)]) -> Result<i64> {
@@ -234,4 +235,70 @@ fn attacks_by_turns_go_on_after_a_checkpoint() {
     // The prompts of robust(1) have the ids 5 and 12 where the seeds stand by turns.
     let users: Vec<Vec<i64>> = seen.lock().unwrap().iter().map(|(ids, _)| ids[2..ids.len() - 1].to_vec()).collect();
     assert_eq!(users, [[20, 21], [5, 12], [19, 18], [5, 12], [20, 21]]);
+}
+
+/// Notes the prompts that the utility loss meets.
+struct WatchedUtility(Arc<Mutex<Vec<Vec<i64>>>>);
+
+impl UtilityLoss for WatchedUtility {
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let prompts = input.batch.examples().iter().map(|row| row.prompt().ids().to_vec());
+        self.0.lock().unwrap().extend(prompts);
+        SupervisedLoss::default().terms(input)
+    }
+}
+
+#[test]
+fn rows_that_are_not_attacked_keep_their_prompts_and_take_no_turn() {
+    let (seen, harmless) = (Arc::default(), Arc::default());
+    let mut trainer = AdversarialTrainer::builder(with_lora(0.0))
+        .attack(by_turns(1), AttackSettings::default())
+        .robust(Watched { loss: AdvUlLoss::default(), seen: Arc::clone(&seen) })
+        .utility(WatchedUtility(Arc::clone(&harmless)))
+        .data(TrainingData { robust: vec![robust(1)], utility: (0..3).map(useful).collect() })
+        // One micro-batch of robust rows and three of others in each of four updates.
+        .settings(TrainSettings {
+            batch_size: 4,
+            micro_batch_size: 1,
+            utility_share: 0.75,
+            epochs: 4,
+            ..TrainSettings::default()
+        })
+        .build()
+        .unwrap();
+    trainer.run(&AtomicBool::new(false)).unwrap();
+    let users: Vec<Vec<i64>> = seen.lock().unwrap().iter().map(|(ids, _)| ids[2..ids.len() - 1].to_vec()).collect();
+    assert_eq!(users, [[20, 21], [5, 12], [19, 18], [5, 12]]);
+    let own: Vec<Vec<i64>> = (0..3).map(|number| useful(number).prompt().ids().to_vec()).collect();
+    let harmless = harmless.lock().unwrap();
+    assert_eq!(harmless.len(), 12);
+    assert!(harmless.iter().all(|prompt| own.contains(prompt)), "{harmless:?}");
+}
+
+/// Attacks harmful rows, and after the first batch useful ones.
+struct ChangesRows(ThreatModel);
+
+impl EmbeddingAttack for ChangesRows {
+    fn threat(&self) -> &ThreatModel {
+        &self.0
+    }
+
+    fn reseed(&mut self, _: &dyn CausalLm, _: &Batch, _: Draws) -> Result<Option<Batch>> {
+        self.0.rows = ContinuationKind::Utility;
+        Ok(None)
+    }
+
+    fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        Ok(vec![probe.start()?])
+    }
+}
+
+#[test]
+fn an_attack_stays_on_one_kind_of_rows() {
+    let (model, rows) = (decoder(), batch(vec![robust(1)]));
+    let mut attack = ChangesRows(ThreatModel::default());
+    let mut runner = AttackRunner::new(AttackSettings::default(), &attack, &model).unwrap();
+    let outcome = runner.run(&mut attack, &mut TargetCrossEntropy, &model, &rows, Draws { seed: 0, epoch: 0 });
+    let error = outcome.unwrap_err().to_string();
+    assert!(error.contains("attack.threat.rows = Utility") && error.contains("Harmful as before"), "{error}");
 }

@@ -10,7 +10,8 @@ use crate::digest::generator;
 pub struct Draws {
     /// The run's seed.
     pub seed: u64,
-    /// How often the row's set was gone through, so that a row meets other numbers every time.
+    /// How often the row's set was gone through when the update began, so that a row meets other numbers every time. (Where
+    /// utility rows are attacked beside robust ones, an update can begin in one pass over them and end in the next.)
     pub epoch: u64,
 }
 

@@ -73,7 +73,8 @@ use crate::{Batch, CausalLm, Perturbation, Result};
 /// ```
 pub trait EmbeddingAttack: Send {
     /// The threat set. Read for every batch, between [`EmbeddingAttack::reseed`] and [`EmbeddingAttack::perturb`]: an
-    /// attack that changes it from batch to batch does so in the former, and keeps it until the next batch.
+    /// attack that changes it from batch to batch does so in the former, and keeps it until the next batch. Which kind of
+    /// rows is attacked stays as it is.
     fn threat(&self) -> &ThreatModel;
 
     /// Finds perturbations for the rows that the probe shows: one, or several over whose losses training averages. No
@@ -99,8 +100,9 @@ pub trait EmbeddingAttack: Send {
     }
 
     /// Replaces the prompts of a batch before it is perturbed (a discrete seed: a paraphrase, a string found by a token
-    /// search), or does not. Rows, their ids and their continuations must stay. The passes of the search are not in the
-    /// statistics.
+    /// search), or does not. Called once for every batch that has rows to attack, with those rows and their attacked
+    /// continuations alone; the new prompts then hold for the rows' other continuations too. Rows, their ids and their
+    /// continuations must stay. The passes of the search are not in the statistics.
     ///
     /// # Errors
     /// Whatever the attack meets.
@@ -122,7 +124,7 @@ pub trait EmbeddingAttack: Send {
         None
     }
 
-    /// What a checkpoint must keep for the attack to go on as if it had never stopped, by name.
+    /// What a checkpoint must keep for the attack to go on as if it had never stopped, by name: tensors of floats or int64.
     ///
     /// # Errors
     /// Whatever the attack meets.

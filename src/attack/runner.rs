@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     AttackObjective, Draws, EmbeddingAttack, Probe, Start, WarmStarts, probe::keep_lower, threat::ThreatModel,
 };
-use crate::{Batch, CausalLm, Error, Perturbation, Result, tensor};
+use crate::{Batch, CausalLm, ContinuationKind, Error, Perturbation, Result, tensor};
 
 /// Which iterate of an attack is returned.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ impl AttackSettings {
 }
 
 /// The result of an attack on a batch.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct AttackOutcome {
     /// The batch with other prompts, where the attack replaced them.
     pub batch: Option<Batch>,
@@ -189,21 +189,17 @@ impl AttackRunner {
         batch: &Batch,
         draws: Draws,
     ) -> Result<AttackOutcome> {
+        let rows = attack.threat().rows;
+        let Some(mut selection) = batch.select(&[rows])? else { return Ok(AttackOutcome::default()) };
         let frozen = model.frozen(self.settings.dropout)?;
         let model = frozen.as_deref().unwrap_or(model);
-        let reseeded = attack.reseed(model, batch, draws)?;
-        if let Some(reseeded) = &reseeded {
-            check_reseeded(batch, reseeded)?;
+        let mut whole = None;
+        if let Some(reseeded) = attack.reseed(model, &selection.batch, draws)? {
+            check_reseeded(&selection.batch, &reseeded)?;
+            whole = Some(batch.with_prompts_of(&reseeded, &selection.rows)?);
+            selection.batch = reseeded;
         }
-        if *attack.threat() != self.threat {
-            attack.threat().check(model)?;
-            self.threat = attack.threat().clone();
-        }
-        let rows = self.threat.rows;
-        let whole = reseeded.as_ref().unwrap_or(batch);
-        let Some(selection) = whole.select(&[rows])? else {
-            return Ok(AttackOutcome { batch: reseeded, perturbations: Vec::new(), statistics: Default::default() });
-        };
+        self.follow(attack.threat(), rows, model)?;
         {
             let _guard = tch::no_grad_guard();
             objective.prepare(model, &selection.batch, rows)?;
@@ -216,7 +212,20 @@ impl AttackRunner {
             self.warm.keep(last, &selection.batch)?;
         }
         let perturbations = found.into_iter().map(|one| one.renumber(&selection.rows)).collect::<Result<_>>()?;
-        Ok(AttackOutcome { batch: reseeded, perturbations, statistics })
+        Ok(AttackOutcome { batch: whole, perturbations, statistics })
+    }
+
+    /// Takes over a threat set that is not the last one, if it fits the model and is on the same kind of rows.
+    fn follow(&mut self, threat: &ThreatModel, rows: ContinuationKind, model: &dyn CausalLm) -> Result<()> {
+        if threat.rows != rows {
+            let allowed = format!("{rows:?} as before: an attack stays on one kind of rows");
+            return Err(Error::setting("attack.threat.rows", format!("{:?}", threat.rows), allowed));
+        }
+        if *threat != self.threat {
+            threat.check(model)?;
+            self.threat = threat.clone();
+        }
+        Ok(())
     }
 
     fn restarts(

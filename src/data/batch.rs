@@ -152,6 +152,16 @@ impl Batch {
         self.derive(examples, &rows)
     }
 
+    /// The same batch, these rows having the prompts of another batch's rows, in order.
+    pub(crate) fn with_prompts_of(&self, other: &Self, rows: &[usize]) -> Result<Self> {
+        let mut examples = self.examples.clone();
+        for (row, other) in rows.iter().zip(&other.examples) {
+            examples[*row] = examples[*row].with_prompt(other.prompt().clone())?;
+        }
+        let all: Vec<usize> = (0..self.rows()).collect();
+        self.derive(examples, &all)
+    }
+
     fn derive(&self, examples: Vec<Example>, rows: &[usize]) -> Result<Self> {
         let mut batch = Self::new(examples, self.device())?;
         for (name, values) in &self.values {

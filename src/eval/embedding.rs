@@ -15,7 +15,8 @@ pub struct Measurement {
     pub attack: AttackSettings,
     /// Decides every random number.
     pub seed: u64,
-    /// Examples that are attacked together: what memory allows. The result of each does not depend on it.
+    /// Examples that are attacked together: what memory allows. The result of each depends on it by
+    /// rounding alone.
     pub rows: usize,
     /// What the model says to the perturbed prompts; `None`: it is not asked.
     pub generation: Option<Generation>,
@@ -104,49 +105,54 @@ pub fn attack_examples(
         let outcome = runner.run(attack, &mut TargetCrossEntropy, model, &batch, draws)?;
         evaluation.statistics.add(&outcome.statistics);
         let perturbed = outcome.batch.as_ref().unwrap_or(&batch);
-        let found = strongest(model, perturbed, outcome.perturbations)?;
-        evaluation.rows.extend(measure(model, (&batch, perturbed), found.as_ref(), measurement)?);
+        evaluation.rows.extend(measure(model, (&batch, perturbed), outcome.perturbations, measurement)?);
     }
     Ok(evaluation)
 }
 
-/// For each row the perturbation under which its harmful continuation is likeliest.
-fn strongest(model: &dyn CausalLm, batch: &Batch, found: Vec<Perturbation>) -> Result<Option<Perturbation>> {
-    let mut best: Option<(Vec<f64>, Perturbation)> = None;
-    let several = found.len() > 1;
-    for one in found {
-        if !several {
-            return Ok(Some(one));
-        }
-        let losses = losses_of_rows(model, batch, ContinuationKind::Harmful, Some(&one))?;
-        let means: Vec<f64> = losses.iter().map(|losses| losses.mean().unwrap_or(f64::INFINITY)).collect();
-        best = Some(match best {
-            None => (means, one),
-            Some((lowest, held)) => keep_lower(lowest, held, &means, &one)?,
-        });
+/// What an attack found for a batch: of each row the losses of its harmful continuation, and the perturbation.
+struct Found {
+    losses: Vec<Array1<f64>>,
+    perturbation: Perturbation,
+}
+
+impl Found {
+    fn new(model: &dyn CausalLm, batch: &Batch, perturbation: Perturbation) -> Result<Self> {
+        let losses = losses_of_rows(model, batch, ContinuationKind::Harmful, Some(&perturbation))?;
+        Ok(Self { losses, perturbation })
     }
-    Ok(best.map(|(_, perturbation)| perturbation))
+
+    /// For each row the one under which its harmful continuation is likelier.
+    fn stronger(self, other: Self) -> Result<Self> {
+        let means = |losses: &[Array1<f64>]| losses.iter().map(|one| one.mean().unwrap_or(f64::INFINITY)).collect();
+        let (held, others): (Vec<f64>, Vec<f64>) = (means(&self.losses), means(&other.losses));
+        let both = self.losses.into_iter().zip(other.losses);
+        let losses = both.enumerate().map(|(row, (a, b))| if others[row] < held[row] { b } else { a }).collect();
+        let (_, perturbation) = keep_lower(held, self.perturbation, &others, &other.perturbation)?;
+        Ok(Self { losses, perturbation })
+    }
 }
 
 /// Losses and answers of one batch: `clean` before and `perturbed` after the attack replaced prompts.
 fn measure(
     model: &dyn CausalLm,
     (clean, perturbed): (&Batch, &Batch),
-    perturbation: Option<&Perturbation>,
+    perturbations: Vec<Perturbation>,
     measurement: &Measurement,
 ) -> Result<Vec<AttackedRow>> {
     let clean_losses = losses_of_rows(model, clean, ContinuationKind::Harmful, None)?;
-    let attacked_losses = losses_of_rows(model, perturbed, ContinuationKind::Harmful, perturbation)?;
+    let mut found = perturbations.into_iter().map(|one| Found::new(model, perturbed, one));
+    let first = found.next().ok_or_else(|| Error::mismatch("perturbations of an attack", "at least one", 0))?;
+    let Found { losses, perturbation } = found.try_fold(first?, |best, one| best.stronger(one?))?;
     let answers = match &measurement.generation {
-        Some(generation) => model.generate(&prompts(perturbed)?, perturbation, generation)?,
+        Some(generation) => model.generate(&prompts(perturbed)?, Some(&perturbation), generation)?,
         None => vec![Vec::new(); clean.rows()],
     };
-    let rows = clean_losses.into_iter().zip(attacked_losses).zip(answers).enumerate();
+    let rows = clean_losses.into_iter().zip(losses).zip(answers).enumerate();
     rows.map(|(row, ((clean_losses, attacked_losses), answer))| {
-        let kept = perturbation.filter(|_| measurement.keep_perturbations);
-        let perturbation = kept.map_or(Ok(Vec::new()), |one| arrays(&one.restrict(&[row])?))?;
+        let kept = if measurement.keep_perturbations { arrays(&perturbation.restrict(&[row])?)? } else { Vec::new() };
         let id = clean.examples()[row].id().to_string();
-        Ok(AttackedRow { id, clean_losses, attacked_losses, answer, perturbation })
+        Ok(AttackedRow { id, clean_losses, attacked_losses, answer, perturbation: kept })
     })
     .collect()
 }

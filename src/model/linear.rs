@@ -81,13 +81,16 @@ impl Linear {
     }
 
     /// The same layer out of reach of gradients: adapter merged, or kept beside the weight. The original weight is
-    /// shared, not copied.
+    /// shared, not copied. In half precision it is never merged: an adapter's early changes are smaller than half a unit in
+    /// a weight's last place, and would be rounded away.
     pub(super) fn frozen(&self, merge: bool) -> Result<Self> {
         let weight = self.weight.f_detach()?;
         let bias = self.bias.as_ref().map(Tensor::f_detach).transpose()?;
         let same = Self { name: self.name.clone(), weight, original: None, bias, lora: None };
         Ok(match &self.lora {
-            Some(_) if merge => Self { weight: self.merged()?, original: Some(Box::new(same.weight)), ..same },
+            Some(lora) if merge && lora.a.kind() == self.weight.kind() => {
+                Self { weight: self.merged()?, original: Some(Box::new(same.weight)), ..same }
+            }
             Some(lora) => Self { lora: Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }), ..same },
             None => {
                 Self { original: self.original.as_ref().map(|one| one.f_detach().map(Box::new)).transpose()?, ..same }

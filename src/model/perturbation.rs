@@ -1,6 +1,6 @@
 //! What an attack adds to a batch.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use ndarray::ArrayD;
 use tch::{Kind, Tensor};
@@ -182,6 +182,39 @@ impl Perturbation {
             })
             .collect::<Result<Vec<i64>>>()?;
         self.index(&tokens)
+    }
+
+    /// This one and another, both over the places and sites that either has, with 0 where it has none of its own.
+    pub(crate) fn over_same_places(self, other: &Self) -> Result<(Self, Self)> {
+        let sites = |of: &Self| of.parts.iter().map(|(site, _)| *site).collect::<Vec<_>>();
+        let (mut places, mut all_sites) = (self.places.clone(), sites(&self));
+        if self.places != other.places {
+            let own: HashSet<Place> = self.places.iter().copied().collect();
+            places.extend(other.places.iter().filter(|place| !own.contains(place)));
+        }
+        all_sites.extend(sites(other).into_iter().filter(|site| !sites(&self).contains(site)));
+        let other = other.over(&places, &all_sites)?;
+        Ok((self.over(&places, &all_sites)?, other))
+    }
+
+    /// The same over more places and sites.
+    fn over(&self, places: &[Place], sites: &[Site]) -> Result<Self> {
+        let at: HashMap<Place, i64> = places.iter().copied().zip(0..).collect();
+        let index = self.index(&self.places.iter().filter_map(|place| at.get(place).copied()).collect::<Vec<_>>())?;
+        let spread = |site: &Site| -> Result<(Site, Tensor)> {
+            let own = self.parts.iter().find(|(own, _)| own == site);
+            let Some((_, like)) = own.or(self.parts.first()) else {
+                return Err(Error::mismatch("sites of a perturbation", "at least one", 0));
+            };
+            let zeros = || like.f_new_zeros([places.len() as i64, like.size()[1]], (like.kind(), like.device()));
+            let values = match own {
+                Some((_, values)) if places == self.places => values.shallow_clone(),
+                Some((_, values)) => zeros()?.f_index_copy(0, &index, values)?,
+                None => zeros()?,
+            };
+            Ok((*site, values))
+        };
+        Self::of_distinct(places.to_vec(), sites.iter().map(spread).collect::<Result<_>>()?)
     }
 
     fn index(&self, values: &[i64]) -> Result<Tensor> {
