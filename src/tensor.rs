@@ -25,7 +25,7 @@ pub(crate) fn numbers(tensor: &Tensor) -> Result<Vec<f64>> {
 
 /// A list of whole numbers as an int64 tensor on a device.
 pub(crate) fn index(values: &[i64], device: tch::Device) -> Result<Tensor> {
-    Ok(Tensor::from_slice(values).f_to_device(device)?)
+    Ok(Tensor::f_from_slice(values)?.f_to_device(device)?)
 }
 
 /// Whether an operation on this tensor would be recorded: false under a no-grad guard even where the tensor itself

@@ -196,3 +196,30 @@ fn what_cannot_be_continued_is_an_error() {
     let error = model.generate(&batch(&prompts()), None, &hot).unwrap_err().to_string();
     assert_eq!(error, "generation.sampling.temperature = 0: must be above 0");
 }
+
+/// A limit that no memory could hold is only a limit.
+#[test]
+fn a_cache_grows_with_the_text() {
+    let model = load("llama", Kind::Float);
+    let free = Generation { max_new_tokens: 90, ..Generation::default() };
+    let said = model.generate(&batch(&prompts()), None, &free).unwrap();
+    assert!(said == NoCache(&model).generate(&batch(&prompts()), None, &free).unwrap());
+    // Each row ends at a token that it says: late enough for the cache to have grown.
+    let end_ids: Vec<i64> = said.iter().map(|ids| ids[80]).collect();
+    let bounded = Generation { max_new_tokens: usize::MAX, end_ids, ..Generation::default() };
+    let ended = model.generate(&batch(&prompts()), None, &bounded).unwrap();
+    assert!(ended.iter().zip(&said).all(|(ended, said)| ended.len() <= 81 && said.starts_with(ended)));
+}
+
+#[test]
+fn numbers_that_overflow_are_no_answer() {
+    let model = load("llama", Kind::Float);
+    let broken = perturbation(&model).map(|values| Ok(values * f64::INFINITY)).unwrap();
+    for sampling in [None, Some(Sampling::default())] {
+        let settings = Generation { sampling, ..Generation::default() };
+        for model in [&model as &dyn CausalLm, &NoCache(&model)] {
+            let error = model.generate(&batch(&prompts()), Some(&broken), &settings).unwrap_err().to_string();
+            assert!(error.contains("example prompt 0") && error.contains("not a finite number"), "{error}");
+        }
+    }
+}

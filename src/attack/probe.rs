@@ -252,7 +252,7 @@ impl<'a> Probe<'a> {
 
 /// Numbers in the shape and dtype, and on the device, of another tensor.
 fn like_tensor(values: &[f64], like: &Tensor) -> Result<Tensor> {
-    Ok(Tensor::from_slice(values).f_view_as(like)?.f_to_kind(like.kind())?.f_to_device(like.device())?)
+    Ok(Tensor::f_from_slice(values)?.f_view_as(like)?.f_to_kind(like.kind())?.f_to_device(like.device())?)
 }
 
 /// Row by row the perturbation with the lower value. What one of them does not move, it moves by 0.
@@ -271,7 +271,7 @@ pub(crate) fn keep_lower(
     }
     let (held, candidate) = held.over_same_places(candidate)?;
     let take: Vec<bool> = held.places().iter().map(|place| better[place.row]).collect();
-    let take = Tensor::from_slice(&take).f_unsqueeze(1)?;
+    let take = Tensor::f_from_slice(&take)?.f_unsqueeze(1)?;
     let held = held.zip(&candidate, |old, new| Ok(new.f_where_self(&take.f_to_device(new.device())?, old)?))?;
     Ok((best, held))
 }

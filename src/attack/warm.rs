@@ -60,10 +60,10 @@ impl WarmStarts {
     }
 
     /// Everything as named tensors, for a checkpoint.
-    pub(crate) fn to_tensors(&self) -> Vec<(String, Tensor)> {
+    pub(crate) fn to_tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
         for (id, kept) in &self.examples {
-            tensors.push((format!("{id}\u{1f}offsets"), Tensor::from_slice(&kept.offsets)));
+            tensors.push((format!("{id}\u{1f}offsets"), Tensor::f_from_slice(&kept.offsets)?));
             for (site, values) in &kept.parts {
                 let site = match site {
                     Site::Embeddings => "embeddings".to_string(),
@@ -72,7 +72,7 @@ impl WarmStarts {
                 tensors.push((format!("{id}\u{1f}{site}"), values.shallow_clone()));
             }
         }
-        tensors
+        Ok(tensors)
     }
 
     /// The inverse of [`WarmStarts::to_tensors`].
@@ -128,7 +128,7 @@ mod tests {
     fn several_sites_come_back_from_a_checkpoint_whatever_the_order_of_their_names() {
         let mut warm = WarmStarts::default();
         warm.keep(&perturbation(&WHOLE, &SITES, 1.0), &batch(&["a"])).unwrap();
-        let read = WarmStarts::from_tensors(warm.to_tensors().into_iter().collect()).unwrap();
+        let read = WarmStarts::from_tensors(warm.to_tensors().unwrap().into_iter().collect()).unwrap();
         let found = read.overlay(&perturbation(&WHOLE, &SITES, 500.0), &batch(&["a"])).unwrap();
         assert_eq!(numbers(&found), [[1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [21.0, 22.0, 23.0]]);
     }

@@ -36,7 +36,7 @@ impl Batch {
         }
         let layout = Layout::of_examples(&examples);
         let ids: Vec<i64> = examples.iter().flat_map(row_ids).collect();
-        let ids = Tensor::from_slice(&ids).f_to_device(device)?;
+        let ids = Tensor::f_from_slice(&ids)?.f_to_device(device)?;
         Ok(Self { examples, layout, ids, values: BTreeMap::new() })
     }
 
@@ -74,7 +74,7 @@ impl Batch {
             let known: Vec<_> = self.values.keys().collect();
             return Err(Error::mismatch("precomputed values of a batch", format!("{name:?}"), format!("{known:?}")));
         };
-        Ok(Tensor::from_slice(&rows.concat()).f_to_device(self.device())?)
+        Ok(Tensor::f_from_slice(&rows.concat())?.f_to_device(self.device())?)
     }
 
     /// The examples, one per row.
@@ -191,7 +191,7 @@ impl Targets {
         let device = batch.device();
         let index = |of: fn(&Target) -> usize| -> Result<Tensor> {
             let values: Vec<i64> = list.iter().map(|target| of(target) as i64).collect();
-            Ok(Tensor::from_slice(&values).f_to_device(device)?)
+            Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?)
         };
         let mut counts = vec![0f64; batch.rows()];
         for target in &list {
@@ -201,7 +201,7 @@ impl Targets {
             ids: batch.ids.f_index_select(0, &index(|target| target.token)?)?,
             predictors: index(|target| target.predictor)?,
             rows: index(|target| target.row)?,
-            counts: Tensor::from_slice(&counts).f_to_device(device)?,
+            counts: Tensor::f_from_slice(&counts)?.f_to_device(device)?,
             list,
         })
     }

@@ -161,6 +161,7 @@ impl ChatFormat {
         let start = match &content {
             _ if fits => header.len(),
             Some(content) => {
+                self.check_earlier(&messages[..answer], rendered)?;
                 self.warn_about_header();
                 content.start
             }
@@ -173,6 +174,21 @@ impl ChatFormat {
         let common = common_prefix(&self.template.render(&messages[..=answer], false)?, text);
         let limit = if common >= content_end { common } else { rendered.next_content(content_end) };
         Ok(Turn { start, content_end, limit })
+    }
+
+    /// Where the generation prompt is not how an answer begins, all up to the last earlier message must still be rendered as
+    /// it is without the answer: else training reads a prompt that the model never meets.
+    fn check_earlier(&self, earlier: &[Message], rendered: &Rendered) -> Result<()> {
+        let alone = Rendered::new(&self.template, earlier, true)?;
+        let ends = (0..earlier.len())
+            .filter_map(|message| Some((alone.content(message)?.end, rendered.content(message)?.end)));
+        let same = ends.max().is_some_and(|(alone_end, end)| alone.text[..alone_end] == rendered.text[..end])
+            && (0..earlier.len())
+                .all(|message| alone.content(message).is_some() == rendered.content(message).is_some());
+        if same {
+            return Ok(());
+        }
+        Err(self.template.error("the messages before an answer are rendered otherwise once the answer is there"))
     }
 
     fn warn_about_header(&self) {

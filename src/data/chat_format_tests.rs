@@ -140,6 +140,20 @@ fn a_generation_prompt_that_is_no_prefix_falls_back_to_the_text() {
     assert!(format.warned.load(Ordering::Relaxed));
 }
 
+/// Mistral's third template prints the system's text at the last user's turn, and so not where an answer follows.
+#[test]
+fn a_prompt_that_changes_with_the_answer_is_refused() {
+    let source = "{% for m in messages %}{% if m.role == 'user' %}[INST] \
+        {%- if loop.last and messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif %}\
+        {{- m.content + '[/INST]' }}{% elif m.role == 'assistant' %}{{ ' ' + m.content + '</s>' }}{% endif %}{% endfor %}";
+    let format = format(byte_level(&[], &["</s>"]), source);
+    let prompt = [Message::system("S"), Message::user("a")];
+    assert_eq!(shown(&format, &format.prompt(&prompt).unwrap()), "[INST]S\n\n[a][/INST]");
+    let error = format.answer(&prompt, "b").unwrap_err().to_string();
+    assert!(error.contains("before an answer are rendered otherwise"), "{error}");
+    assert_eq!(shown(&format, &format.answer(&prompt[1..], "b").unwrap().continuation), "{ b</s>}");
+}
+
 #[test]
 fn a_merge_across_the_border_keeps_the_prompt_as_at_inference() {
     let format = format(

@@ -169,7 +169,7 @@ impl Layout {
                 (0..tokens.len()).map(move |at| (row * longest + skip + at) as i64)
             })
             .collect();
-        let index = Tensor::from_slice(&index).f_to_device(packed.device())?;
+        let index = Tensor::f_from_slice(&index)?.f_to_device(packed.device())?;
         let flat =
             Tensor::f_zeros(size.as_slice(), (packed.kind(), packed.device()))?.f_index_add(0, &index, packed)?;
         size.splice(0..1, [self.rows.len() as i64, longest as i64]);
@@ -268,7 +268,7 @@ impl Layout {
             }
         }
         let size = [self.rows.len() as i64, longest as i64, longest as i64];
-        Ok(Tensor::from_slice(&mask).f_view(size)?.f_to_device(device)?)
+        Ok(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?)
     }
 }
 

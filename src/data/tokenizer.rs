@@ -18,20 +18,22 @@ const FILES: [&str; 9] = [
     "tokenizer.model",
     "vocab.json",
     "merges.txt",
-    "tokenizer_config.json",
+    CONFIG_FILE,
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
 ];
 const TOKENIZER_FILE: &str = "tokenizer.json";
+const CONFIG_FILE: &str = "tokenizer_config.json";
 
 /// A token and the bytes of the text that it stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSpan {
     /// The token id.
     pub id: i64,
-    /// Byte range in the text that was encoded. Empty for a token that stands for no byte of it.
+    /// Byte range in the text that was encoded. A token that the tokenizer put in front
+    /// of a text ("▁" of the SentencePiece kind) has the bytes of the character behind it.
     pub bytes: Range<usize>,
 }
 
@@ -112,7 +114,8 @@ impl Tokenizer {
     }
 
     /// Writes the tokenizer's files into a folder, made if it is not there: a copy of the files it was loaded from, or
-    /// `tokenizer.json` and `tokenizer_config.json` for one built in memory.
+    /// `tokenizer.json` and `tokenizer_config.json` for one built in memory. Files of an older tokenizer that this one does
+    /// not have (its chat template or generation config, say) are removed.
     ///
     /// # Errors
     /// If a file cannot be read or written.
@@ -123,7 +126,12 @@ impl Tokenizer {
             Origin::Memory(json) => {
                 files::write(&folder.join(TOKENIZER_FILE), json.as_bytes())?;
                 let config = format!("{:#}\n", self.special.to_config());
-                files::write(&folder.join("tokenizer_config.json"), config.as_bytes())
+                files::write(&folder.join(CONFIG_FILE), config.as_bytes())?;
+                let written = [TOKENIZER_FILE, CONFIG_FILE];
+                FILES
+                    .iter()
+                    .filter(|name| !written.contains(name))
+                    .try_for_each(|name| files::remove(&folder.join(name)))
             }
         }
     }
@@ -217,6 +225,7 @@ fn copy_files(from: &Path, to: &Path) -> Result<()> {
     for name in FILES {
         let (source, target) = (from.join(name), to.join(name));
         if !source.exists() {
+            files::remove(&target)?;
             continue;
         }
         // Read whole before writing: the two may be the same file.

@@ -73,6 +73,23 @@ fn a_loaded_tokenizer_copies_its_files() {
 }
 
 #[test]
+fn an_older_tokenizers_files_do_not_stay() {
+    let (folder, source) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let made = byte_level(&[], &["<s>", "</s>"]);
+    made.save(source.path()).unwrap();
+    for tokenizer in [made, Tokenizer::load(source.path()).unwrap()] {
+        for name in ["chat_template.jinja", "generation_config.json", "special_tokens_map.json"] {
+            fs::write(folder.path().join(name), r#"{"eos_token_id": [7]}"#).unwrap();
+        }
+        fs::write(folder.path().join("config.json"), "{}").unwrap();
+        tokenizer.save(folder.path()).unwrap();
+        let mut left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        left.sort();
+        assert_eq!(left, ["config.json", "tokenizer.json", "tokenizer_config.json"]);
+    }
+}
+
+#[test]
 fn what_is_missing_or_broken_is_named() {
     let folder = tempfile::tempdir().unwrap();
     let message = Tokenizer::load(folder.path()).unwrap_err().to_string();

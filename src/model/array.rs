@@ -23,5 +23,5 @@ pub fn to_array(tensor: &Tensor) -> Result<ArrayD<f64>> {
 pub fn to_tensor(array: &ArrayD<f64>) -> Result<Tensor> {
     let shape: Vec<i64> = array.shape().iter().map(|len| *len as i64).collect();
     let flat: Vec<f64> = array.iter().copied().collect();
-    Ok(Tensor::from_slice(&flat).f_view(shape.as_slice())?)
+    Ok(Tensor::f_from_slice(&flat)?.f_view(shape.as_slice())?)
 }

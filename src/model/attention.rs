@@ -76,9 +76,10 @@ impl Plan {
         Ok(Self::Padded(Padded::new(layout, mask, device)?))
     }
 
-    /// For rows of prompts alone whose earlier tokens are in `cache`.
-    pub(super) fn cached(layout: &Layout, cache: &KvCache, window: Option<usize>, device: Device) -> Result<Self> {
+    /// For rows of prompts alone whose earlier tokens are in `cache`, which is given room for these.
+    pub(super) fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
         let added: Vec<usize> = layout.rows().iter().map(|row| row.tokens().len()).collect();
+        cache.make_room(&added)?;
         let longest = layout.longest_row();
         let longest_key = cache.lengths().iter().zip(&added).map(|(old, new)| old + new).max().unwrap_or(0);
         let mut mask = Vec::with_capacity(added.len() * longest * longest_key);
@@ -91,7 +92,7 @@ impl Plan {
             }
         }
         let size = [added.len() as i64, 1, longest as i64, longest_key as i64];
-        let mask = Tensor::from_slice(&mask).f_view(size)?.f_to_device(device)?;
+        let mask = Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?;
         Ok(Self::Cached {
             padded: Padded::new(layout, mask, device)?,
             slots: index(&cache.slots(&added), device)?,

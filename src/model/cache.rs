@@ -17,17 +17,30 @@ pub(super) struct KvCache {
 }
 
 impl KvCache {
-    pub(super) fn new(
-        config: &DecoderConfig,
-        rows: usize,
-        capacity: usize,
-        kind: Kind,
-        device: Device,
-    ) -> Result<Self> {
-        let size = [(rows * capacity) as i64, config.kv_heads as i64, config.head_dim as i64];
+    pub(super) fn new(config: &DecoderConfig, rows: usize, kind: Kind, device: Device) -> Result<Self> {
+        let size = [0, config.kv_heads as i64, config.head_dim as i64];
         let empty = || Tensor::f_zeros(size, (kind, device));
         let blocks = (0..config.layers).map(|_| Ok((empty()?, empty()?))).collect::<Result<_>>()?;
-        Ok(Self { blocks, lengths: vec![0; rows], capacity })
+        Ok(Self { blocks, lengths: vec![0; rows], capacity: 0 })
+    }
+
+    /// Grows, by half at least, if a row would not have room for the tokens that are to be added to it.
+    pub(super) fn make_room(&mut self, added: &[usize]) -> Result<()> {
+        let needed = self.lengths.iter().zip(added).map(|(old, new)| old + new).max().unwrap_or(0);
+        if needed <= self.capacity {
+            return Ok(());
+        }
+        let (rows, old) = (self.lengths.len() as i64, self.capacity as i64);
+        self.capacity = needed + needed / 2;
+        for (keys, values) in &mut self.blocks {
+            for one in [keys, values] {
+                let [_, heads, dim] = one.size()[..] else { continue };
+                let wider = one.f_new_zeros([rows, self.capacity as i64, heads, dim], (one.kind(), one.device()))?;
+                wider.f_narrow(1, 0, old)?.f_copy_(&one.f_view([rows, old, heads, dim])?)?;
+                *one = wider.f_view([-1, heads, dim])?;
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn lengths(&self) -> &[usize] {

@@ -113,8 +113,9 @@ pub trait CausalLm {
     }
 
     /// The same model with weights that no gradient reaches, made once for many passes; `None` where the model itself serves.
-    /// A decoder merges its adapter into a scratch copy here, unless `dropout` asks for the adapter's own path; with
-    /// [`Adapter::Off`] it is the original model either way.
+    /// A decoder that computes in float32 or float64 merges its adapter into a scratch copy here, unless `dropout` asks for
+    /// the adapter's own path; in half precision the adapter always keeps it, since merging would round small changes away.
+    /// With [`Adapter::Off`] it is the original model either way.
     ///
     /// # Errors
     /// If libtorch fails.

@@ -195,7 +195,7 @@ impl Decoder {
         warn_beyond(lengths.iter().copied().max().unwrap_or(0), self.config.max_positions);
         let device = self.device();
         let rotation = self.rope.rotation(&positions, &lengths, self.kind, device)?;
-        let plan = match &cache {
+        let plan = match &mut cache {
             Some(cache) => Plan::cached(layout, cache, self.config.sliding_window, device)?,
             None => Plan::new(layout, self.config.sliding_window, device)?,
         };
@@ -228,8 +228,8 @@ impl Decoder {
         Ok(Hidden { last: self.norm.forward(&x)?, tapped })
     }
 
-    pub(super) fn new_cache(&self, rows: usize, capacity: usize) -> Result<KvCache> {
-        KvCache::new(&self.config, rows, capacity, self.kind, self.device())
+    pub(super) fn new_cache(&self, rows: usize) -> Result<KvCache> {
+        KvCache::new(&self.config, rows, self.kind, self.device())
     }
 
     /// Whether a text of one of these lengths has other rotary factors once a token is added.

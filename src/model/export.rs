@@ -8,8 +8,9 @@ use super::{causal_lm::CausalLm, config::Family, decoder::Decoder, weights::writ
 use crate::{Dtype, Result, files};
 
 impl Decoder {
-    /// Writes config.json and the weights, the adapter merged in, in the compute dtype. The tokenizer's files are the
-    /// caller's to add. An older model in the folder is replaced, its config.json being removed first and the new one
+    /// Writes config.json and the weights, the adapter merged in, in the compute dtype: in half precision the sum is rounded,
+    /// so that the folder's numbers differ from the adapter's by that, and by all of it after a run of few updates. The
+    /// tokenizer's files are the caller's to add. An older model in the folder is replaced, its config.json being removed first and the new one
     /// written last.
     ///
     /// # Errors

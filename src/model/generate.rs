@@ -11,7 +11,7 @@ use super::{
     decoder::Decoder,
     perturbation::Perturbation,
 };
-use crate::{Batch, Error, Example, Layout, Result, TokenKind, Tokens, digest::generator, tensor};
+use crate::{Batch, Error, ErrorKind, Example, Layout, Result, TokenKind, Tokens, digest::generator, tensor};
 
 /// How prompts are continued.
 ///
@@ -84,13 +84,14 @@ impl Generation {
 /// The rows of one call: what each has said, and which still go on.
 struct Rows<'a> {
     settings: &'a Generation,
+    prompts: &'a Batch,
     said: Vec<Vec<i64>>,
     active: Vec<usize>,
     random: Vec<ChaCha8Rng>,
 }
 
 impl<'a> Rows<'a> {
-    fn new(prompts: &Batch, vocabulary: i64, settings: &'a Generation) -> Result<Self> {
+    fn new(prompts: &'a Batch, vocabulary: i64, settings: &'a Generation) -> Result<Self> {
         settings.validate()?;
         if let Some(id) = settings.end_ids.iter().find(|id| **id >= vocabulary) {
             return Err(Error::setting(
@@ -105,6 +106,7 @@ impl<'a> Rows<'a> {
         let seed = settings.sampling.as_ref().map_or(0, |sampling| sampling.seed);
         Ok(Self {
             settings,
+            prompts,
             said: vec![Vec::new(); prompts.rows()],
             active: (0..prompts.rows()).collect(),
             random: prompts.examples().iter().map(|example| generator(seed, "sampling", example.id())).collect(),
@@ -114,6 +116,7 @@ impl<'a> Rows<'a> {
     /// Takes one more token for every active row from its logits `[active, vocabulary]`; gives the places, in the list of
     /// active rows, of those that go on.
     fn take(&mut self, logits: &Tensor) -> Result<Vec<usize>> {
+        self.check_finite(logits)?;
         let chosen = match &self.settings.sampling {
             None => Vec::<i64>::try_from(logits.f_argmax(-1, false)?.f_to_device(tch::Device::Cpu)?)?,
             Some(sampling) => self.draw(logits, sampling)?,
@@ -128,6 +131,18 @@ impl<'a> Rows<'a> {
         let kept: Vec<usize> = (0..chosen.len()).filter(goes_on).collect();
         self.active = kept.iter().map(|at| self.active[*at]).collect();
         Ok(kept)
+    }
+
+    /// What a model says whose numbers overflowed would pass for an answer.
+    fn check_finite(&self, logits: &Tensor) -> Result<()> {
+        let largest = tensor::numbers(&logits.f_amax([-1].as_slice(), false)?)?;
+        match self.active.iter().zip(&largest).find(|(_, largest)| !largest.is_finite()) {
+            Some((row, value)) => {
+                let what = format!("largest logit behind the prompt of example {}", self.prompts.examples()[*row].id());
+                Err(ErrorKind::NotFinite { what, value: *value }.into())
+            }
+            None => Ok(()),
+        }
     }
 
     fn draw(&mut self, logits: &Tensor, sampling: &Sampling) -> Result<Vec<i64>> {
@@ -208,9 +223,8 @@ pub(super) fn with_cache(
 ) -> Result<Vec<Vec<i64>>> {
     let _guard = tch::no_grad_guard();
     let mut rows = Rows::new(prompts, model.vocabulary(), settings)?;
-    let capacity = prompts.layout().longest_row() + settings.max_new_tokens;
     let read = |texts: &Batch, perturbation: Option<&Perturbation>| -> Result<(KvCache, Tensor)> {
-        let mut cache = model.new_cache(texts.rows(), capacity)?;
+        let mut cache = model.new_cache(texts.rows())?;
         let hidden = model.hidden_cached(&Input::of_batch(model, texts, perturbation, Pass::default())?, &mut cache)?;
         Ok((cache, last_logits(model, &hidden.last, texts.layout())?))
     };

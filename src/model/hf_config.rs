@@ -161,11 +161,22 @@ impl ConfigFile<'_> {
             None => Ok(None),
             Some(_) => Err(self.wrong(key, "an object or null", self.get(key))),
         };
-        let (map, prefix) = match (inner("rope_parameters")?, inner("rope_scaling")?) {
-            (Some(map), _) => (map, "rope_parameters."),
-            (None, Some(map)) => (map, "rope_scaling."),
-            (None, None) => (&empty, ""),
-        };
+        let dialects = [("rope_parameters.", inner("rope_parameters")?), ("rope_scaling.", inner("rope_scaling")?)];
+        let found = dialects.into_iter().filter_map(|(prefix, map)| map.map(|map| self.rope_of(map, prefix, head_dim)));
+        let mut found = found.collect::<Result<Vec<_>>>()?.into_iter();
+        match (found.next(), found.next()) {
+            (Some(one), Some(other)) if one != other => {
+                let message =
+                    "rope_parameters and rope_scaling say different things, and readers differ in which counts";
+                Err(Error::file(&self.path, message))
+            }
+            (Some(rope), _) => Ok(rope),
+            (None, _) => self.rope_of(&empty, "", head_dim),
+        }
+    }
+
+    /// Of one of the two objects, or of an empty one.
+    fn rope_of(&self, map: &Map<String, Value>, prefix: &'static str, head_dim: usize) -> Result<RopeConfig> {
         let scaling = ConfigFile { path: self.path.clone(), map, prefix };
         let either = |key: &str, default: f64| match scaling.positive_or_none(key)? {
             Some(value) => Ok(value),
@@ -201,20 +212,31 @@ impl ConfigFile<'_> {
         let longest = self.count("max_position_embeddings")?;
         let original = match (inner.count_or_none(ORIGINAL)?, self.count_or_none(ORIGINAL)?) {
             (Some(original), _) | (None, Some(original)) => original,
+            // What transformers takes for Phi-3.
+            (None, None) if self.family()? == Family::Phi3 => 4096,
             (None, None) => longest,
         };
         if original < 2 {
             let message = format!("{ORIGINAL} = {original}: expected at least 2, as its logarithm is divided by");
             return Err(Error::file(&self.path, message));
         }
-        let factor =
-            if original < longest { longest as f64 / original as f64 } else { inner.positive_or("factor", 1.0)? };
+        let ratio = longest as f64 / original as f64;
+        let factor = inner.positive_or("factor", ratio.max(1.0))?;
+        if original < longest && (factor - ratio).abs() > 1e-6 * ratio {
+            let supported = format!("{ratio} is, max_position_embeddings / {ORIGINAL}: readers differ in which counts");
+            return Err(inner.unsupported("factor", &supported));
+        }
         let by_factor = if factor <= 1.0 { 1.0 } else { (1.0 + factor.ln() / (original as f64).ln()).sqrt() };
+        let attention_factor = inner.positive_or("attention_factor", by_factor)?;
+        if self.family()? == Family::Phi3 && (attention_factor - by_factor).abs() > 1e-6 * by_factor {
+            let supported = format!("{by_factor} is, for Phi-3: transformers 4 has no such key there");
+            return Err(inner.unsupported("attention_factor", &supported));
+        }
         Ok(RopeScaling::Long {
             short: inner.positives("short_factor")?,
             long: inner.positives("long_factor")?,
             original,
-            attention_factor: inner.positive_or("attention_factor", by_factor)?,
+            attention_factor,
         })
     }
 

@@ -125,6 +125,47 @@ fn numbers_out_of_range_are_named() {
     DecoderConfig::from_json(&llama3("factor", json!(8.0)), "config.json").unwrap();
 }
 
+#[test]
+fn two_dialects_in_one_file_must_agree() {
+    let with_both = |old: Value| {
+        let mut json = tiny();
+        json["rope_parameters"] = json!({"rope_type": "linear", "rope_theta": 5e5, "factor": 2.0});
+        json["rope_theta"] = json!(5e5);
+        json["rope_scaling"] = old;
+        DecoderConfig::from_json(&json, "config.json")
+    };
+    for agrees in [Value::Null, json!({"type": "linear", "factor": 2.0})] {
+        assert_eq!(with_both(agrees).unwrap().rope.scaling, RopeScaling::Linear { factor: 2.0 });
+    }
+    let error = with_both(json!({"type": "linear", "factor": 4.0})).unwrap_err().to_string();
+    assert!(error.contains("rope_parameters and rope_scaling say different things"), "{error}");
+    let error = with_both(json!({"type": "yarn", "factor": 4.0})).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.type = \"yarn\""), "{error}");
+}
+
+/// As transformers' Phi-3 has it: 4096 where the file does not say.
+#[test]
+fn the_switch_of_long_rope_has_a_default() {
+    let mut json = tiny();
+    json["model_type"] = json!("phi3");
+    json["max_position_embeddings"] = json!(131_072);
+    json["rope_scaling"] =
+        json!({"type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 2.0, 3.0, 4.0]});
+    let scaling = |json: &Value| DecoderConfig::from_json(json, "config.json").map(|config| config.rope.scaling);
+    let RopeScaling::Long { original, attention_factor, .. } = scaling(&json).unwrap() else { panic!("long") };
+    assert_eq!(original, 4096);
+    assert!((attention_factor - (1.0 + 32f64.ln() / 4096f64.ln()).sqrt()).abs() < 1e-12);
+    json["rope_scaling"]["factor"] = json!(32.0);
+    assert!(scaling(&json).is_ok());
+    json["rope_scaling"]["factor"] = json!(4.0);
+    let error = scaling(&json).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.factor = 4.0 is not supported: 32 is"), "{error}");
+    json["rope_scaling"]["factor"] = Value::Null;
+    json["rope_scaling"]["attention_factor"] = json!(2.0);
+    let error = scaling(&json).unwrap_err().to_string();
+    assert!(error.contains("rope_scaling.attention_factor = 2.0 is not supported: 1.19"), "{error}");
+}
+
 /// transformers 5 writes the list for Qwen2; what it says for the others must be what `sliding_window` says.
 #[test]
 fn layer_types_agree_with_the_window() {

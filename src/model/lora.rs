@@ -94,7 +94,7 @@ impl Decoder {
                 .map_err(|error| Error::mismatch("bound of an adapter's draws", "a finite number", error))?;
             let count = config.rank * linear.inputs() as usize;
             let values: Vec<f64> = uniform.sample_iter(generator(seed, "adapter", &linear.name)).take(count).collect();
-            let a = Tensor::from_slice(&values).f_view([config.rank as i64, linear.inputs()])?;
+            let a = Tensor::f_from_slice(&values)?.f_view([config.rank as i64, linear.inputs()])?;
             let b = Tensor::f_zeros([linear.outputs(), config.rank as i64], (kind, device))?;
             Ok((a.f_to_kind(kind)?.f_to_device(device)?, b))
         })?;
@@ -109,9 +109,15 @@ impl Decoder {
     pub fn load_lora(&mut self, folder: impl AsRef<Path>) -> Result<()> {
         let folder = folder.as_ref();
         let path = folder.join(CONFIG);
-        let config = read_config(&path)?;
-        let checked = config.validate().and_then(|()| self.check_targets(&config));
-        checked.context(|| format!("reading {}", path.display()))?;
+        let mut config = read_config(&path)?;
+        config.validate().context(|| format!("reading {}", path.display()))?;
+        // As in PEFT, a list may name modules that this model does not have, as long as it has some of them.
+        config.target_modules.retain(|target| self.has_module(target));
+        if config.target_modules.is_empty() {
+            let message =
+                format!("target_modules: the model has none of them; its modules are {:?}", self.last_parts());
+            return Err(Error::file(&path, message));
+        }
         let mut weights = FolderWeights::of_file(folder, folder.join(WEIGHTS))?;
         let (kind, device) = (self.master_kind(), self.device());
         let rank = config.rank as i64;
@@ -166,13 +172,17 @@ impl Decoder {
 
     fn check_targets(&self, config: &LoraConfig) -> Result<()> {
         for target in &config.target_modules {
-            if !self.linears().any(|linear| is_named(&linear.name, target)) {
+            if !self.has_module(target) {
                 let known = self.last_parts();
                 let allowed = format!("one of {known:?}, or the full name of such a module");
                 return Err(Error::setting("lora.target_modules", format!("{target:?}"), allowed));
             }
         }
         Ok(())
+    }
+
+    fn has_module(&self, target: &str) -> bool {
+        self.linears().any(|linear| is_named(&linear.name, target))
     }
 
     /// The last parts of the names of all linear layers, each once, sorted.

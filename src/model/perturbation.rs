@@ -218,7 +218,7 @@ impl Perturbation {
     }
 
     fn index(&self, values: &[i64]) -> Result<Tensor> {
-        let index = Tensor::from_slice(values);
+        let index = Tensor::f_from_slice(values)?;
         Ok(match self.parts.first() {
             Some((_, like)) => index.f_to_device(like.device())?,
             None => index,

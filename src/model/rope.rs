@@ -63,7 +63,7 @@ impl Rope {
         }
         let size = [positions.len() as i64, 1, self.config.rotary_dim as i64];
         let tensor = |values: &[f64]| -> Result<Tensor> {
-            Ok(Tensor::from_slice(values).f_view(size)?.f_to_kind(kind)?.f_to_device(device)?)
+            Ok(Tensor::f_from_slice(values)?.f_view(size)?.f_to_kind(kind)?.f_to_device(device)?)
         };
         Ok(Rotation { cos: tensor(&cos)?, sin: tensor(&sin)? })
     }

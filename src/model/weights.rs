@@ -294,6 +294,6 @@ impl WeightSource for RandomWeights {
             .map_err(|_| Error::setting("deviation of random weights", self.deviation, "a finite number"))?;
         let mut random = generator(self.seed, "weights", name);
         let values: Vec<f32> = normal.sample_iter(&mut random).take(shape.iter().product::<i64>() as usize).collect();
-        Ok(Tensor::from_slice(&values).f_view(shape)?)
+        Ok(Tensor::f_from_slice(&values)?.f_view(shape)?)
     }
 }

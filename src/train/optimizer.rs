@@ -158,14 +158,14 @@ impl AdamW {
     }
 
     /// The trained tensors, their moments and the step count, by name.
-    pub(super) fn state(&self) -> Vec<(String, Tensor)> {
-        let mut state = vec![(STEPS.to_string(), Tensor::from_slice(&[self.steps]))];
+    pub(super) fn state(&self) -> Result<Vec<(String, Tensor)>> {
+        let mut state = vec![(STEPS.to_string(), Tensor::f_from_slice(&[self.steps])?)];
         for Slot { parameter, first, second } in &self.slots {
             for (what, tensor) in [("value", &parameter.tensor), ("first", first), ("second", second)] {
                 state.push((format!("{what}.{}", parameter.name), tensor.shallow_clone()));
             }
         }
-        state
+        Ok(state)
     }
 
     /// Takes back what [`AdamW::state`] gave; nothing changes if a tensor is missing or one too many, or of another shape or
@@ -284,14 +284,14 @@ mod tests {
         };
         let (mut whole, own) = fresh();
         update(&mut whole, &own);
-        let state = whole.state().into_iter().map(|(name, tensor)| (name, tensor.detach().copy())).collect();
+        let state = whole.state().unwrap().into_iter().map(|(name, tensor)| (name, tensor.detach().copy())).collect();
         update(&mut whole, &own);
         let (mut resumed, again) = fresh();
         resumed.restore(state).unwrap();
         update(&mut resumed, &again);
         assert!(own.equal(&again));
         assert!(resumed.restore(BTreeMap::new()).is_err());
-        let mut wide: BTreeMap<_, _> = resumed.state().into_iter().collect();
+        let mut wide: BTreeMap<_, _> = resumed.state().unwrap().into_iter().collect();
         wide.insert("first.a".into(), Tensor::from_slice(&[0.0f64, 0.0]));
         assert!(resumed.restore(wide).unwrap_err().to_string().contains("expected Float [2], found Double [2]"));
     }

@@ -61,9 +61,9 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         };
         let state = TrainerState { update: self.update, run: checkpoints.identity.clone() };
         checkpoints.store.save(self.update, |folder| {
-            write_tensors(&folder.join(OPTIMIZER), &self.optimizer.state())?;
+            write_tensors(&folder.join(OPTIMIZER), &self.optimizer.state()?)?;
             if let Some(Attacking { attack, runner, .. }) = &self.attack {
-                write_tensors(&folder.join(WARM_STARTS), &runner.warm_starts().to_tensors())?;
+                write_tensors(&folder.join(WARM_STARTS), &runner.warm_starts().to_tensors()?)?;
                 write_tensors(&folder.join(ATTACK), &attack.state()?)?;
             }
             files::write_json(&folder.join(STATE), &state)
