@@ -15,8 +15,7 @@ pub struct Measurement {
     pub attack: AttackSettings,
     /// Decides every random number.
     pub seed: u64,
-    /// Examples that are attacked together: what memory allows. The result of each depends on it by
-    /// rounding alone.
+    /// Examples that are attacked together: what memory allows. The result of each depends on it by rounding alone.
     pub rows: usize,
     /// What the model says to the perturbed prompts; `None`: it is not asked.
     pub generation: Option<Generation>,

@@ -100,8 +100,9 @@ impl<M: TrainableLm> TrainerBuilder<M> {
     ///
     /// # Errors
     /// If a setting is out of range, a loss has no rows or rows no loss, a row lacks a continuation that the loss needs,
-    /// two rows share an id, the attack is on rows that are never drawn or has no token to move in one, the model has nothing to train or computes in
-    /// float16, or a loss compares with the original model and there is no adapter that could be switched off.
+    /// two rows share an id, the attack is on rows that are never drawn or has no token to move in one, the model has
+    /// nothing to train or computes in float16, or a loss compares with the original model and there is no adapter that
+    /// could be switched off.
     pub fn build(self) -> Result<AdversarialTrainer<M>> {
         self.settings.validate()?;
         self.robust.as_ref().map_or(Ok(()), |loss| loss.validate())?;
