@@ -1,0 +1,121 @@
+//! The rows and models of the benchmarks: the same for time and for memory, and for the peers under `benches/peers`.
+#![allow(dead_code, reason = "each benchmark uses a part")]
+
+use advtrain::{
+    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
+    Decoder, Draws, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens, TrainSettings,
+    TrainingData,
+    tch::{Device, Kind},
+};
+use serde_json::Value;
+
+pub const SHAPES: [&str; 2] = ["gemma-small", "smollm2-135m"];
+pub const LENGTHS: [Lengths; 2] = [Lengths::Equal, Lengths::Ragged];
+pub const ALGORITHMS: [Algorithm; 2] = [Algorithm::AdvIpo, Algorithm::AdvUl];
+
+const ROWS: usize = 8;
+const UTILITY_ROWS: usize = 56;
+const PROMPT: usize = 64;
+const TARGET: usize = 24;
+const SAFE: usize = 8;
+/// Iterations of one attack.
+pub const STEPS: usize = 10;
+
+/// Prompts of one length, or from a quarter of it to all of it.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Lengths {
+    Equal,
+    Ragged,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+pub enum Algorithm {
+    AdvIpo,
+    AdvUl,
+}
+
+impl Lengths {
+    pub fn name(self) -> &'static str {
+        if self == Self::Equal { "equal" } else { "ragged" }
+    }
+
+    fn prompt(self, row: usize, rows: usize) -> usize {
+        let shortest = if self == Self::Equal { PROMPT } else { PROMPT / 4 };
+        shortest + (PROMPT - shortest) * row / (rows - 1)
+    }
+}
+
+impl Algorithm {
+    pub fn name(self) -> &'static str {
+        if self == Self::AdvIpo { "advipo" } else { "advul" }
+    }
+}
+
+/// A random model of a shape of `benches/shapes.json`, with the paper's adapter.
+pub fn model(shape: &str) -> Decoder {
+    let shapes: Value = serde_json::from_str(include_str!("../shapes.json")).expect("shapes.json is JSON");
+    let config = shapes[shape].clone();
+    let mut model = Decoder::random(config, 0.02, 0, Kind::Float, Device::Cpu).expect("the shape is a valid config");
+    model.add_lora(&LoraConfig::default(), 0).expect("the default adapter fits every model");
+    model
+}
+
+fn tokens(seed: usize, len: usize, kind: TokenKind) -> Tokens {
+    let id = |at: usize| (5 + (seed * 7919 + at * 104_729) % 40_000) as i64;
+    Tokens::of_kind((0..len).map(id).collect(), kind)
+}
+
+fn row(id: String, prompt: Tokens, answers: &[(ContinuationKind, usize)]) -> Example {
+    let answer = |(kind, len): &(ContinuationKind, usize)| Continuation {
+        kind: *kind,
+        tokens: tokens(id.len() + *len, *len, TokenKind::Target),
+    };
+    let answers = answers.iter().map(answer).collect();
+    Example::new(id.clone(), prompt, answers).expect("prompt and answers have tokens")
+}
+
+fn harmful_rows(lengths: Lengths) -> Vec<Example> {
+    let answers = [(ContinuationKind::Harmful, TARGET), (ContinuationKind::Safe, SAFE)];
+    let one = |index| {
+        let prompt = tokens(index, lengths.prompt(index, ROWS), TokenKind::User);
+        row(format!("harmful/{index}"), prompt, &answers)
+    };
+    (0..ROWS).map(one).collect()
+}
+
+/// One attack of [`STEPS`] iterations, merging the adapter included.
+pub fn attack(model: &Decoder, lengths: Lengths) -> impl FnMut() {
+    let batch = Batch::new(harmful_rows(lengths), Device::Cpu).expect("rows");
+    let mut attack = Pgd { steps: STEPS, ..Pgd::default() };
+    let mut runner = AttackRunner::new(AttackSettings::default(), &attack, model).expect("settings");
+    move || {
+        let draws = Draws { seed: 0, epoch: 0 };
+        runner.run(&mut attack, &mut TargetCrossEntropy, model, &batch, draws).expect("the attack runs");
+    }
+}
+
+/// A trainer whose step is a whole update.
+pub fn trainer(model: Decoder, algorithm: Algorithm, lengths: Lengths) -> AdversarialTrainer<Decoder> {
+    let utility_rows = if algorithm == Algorithm::AdvUl { UTILITY_ROWS } else { 0 };
+    let utility = |index: usize| {
+        let prompt = tokens(100 + index, lengths.prompt(index, UTILITY_ROWS), TokenKind::User);
+        row(format!("utility/{index}"), prompt, &[(ContinuationKind::Utility, TARGET)])
+    };
+    let data = TrainingData { robust: harmful_rows(lengths), utility: (0..utility_rows).map(utility).collect() };
+    let settings = TrainSettings {
+        epochs: 1000,
+        batch_size: ROWS + utility_rows,
+        utility_share: utility_rows as f64 / (ROWS + utility_rows) as f64,
+        ..TrainSettings::default()
+    };
+    let builder = AdversarialTrainer::builder(model)
+        .attack(Pgd { steps: STEPS, ..Pgd::default() }, AttackSettings::default())
+        .utility(SupervisedLoss::default())
+        .data(data)
+        .settings(settings);
+    let builder = match algorithm {
+        Algorithm::AdvUl => builder.robust(AdvUlLoss::default()),
+        Algorithm::AdvIpo => builder.robust(AdvIpoLoss::default()),
+    };
+    builder.build().expect("everything fits together")
+}

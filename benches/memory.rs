@@ -1,0 +1,43 @@
+//! Memory of an attack or of a whole update: the peak while it runs, less what was resident once the model was built.
+//!
+//! ```sh
+//! cargo bench --bench memory -- attack gemma-small equal
+//! ```
+//!
+//! Prints MiB as a number. Linux alone: it reads `/proc`.
+
+mod common;
+
+use std::fs;
+
+use common::{ALGORITHMS, LENGTHS};
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
+    let [row, shape, lengths] = arguments.as_slice() else {
+        eprintln!("usage: memory attack|advipo|advul SHAPE equal|ragged");
+        return;
+    };
+    let lengths = LENGTHS.into_iter().find(|one| one.name() == lengths).expect("lengths are equal or ragged");
+    let model = common::model(shape);
+    fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+    let built = resident("VmRSS:");
+    match ALGORITHMS.into_iter().find(|one| one.name() == row) {
+        None => {
+            let mut attack = common::attack(&model, lengths);
+            (0..2).for_each(|_| attack());
+        }
+        Some(algorithm) => {
+            let mut trainer = common::trainer(model, algorithm, lengths);
+            (0..2).for_each(|_| drop(trainer.step().expect("the update runs")));
+        }
+    }
+    println!("{}", (resident("VmHWM:") - built) / 1024);
+}
+
+/// A field of this process's status, in KiB.
+fn resident(field: &str) -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("this is Linux");
+    let line = status.lines().find(|line| line.starts_with(field)).expect("the field is there");
+    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of KiB")
+}
