@@ -72,22 +72,30 @@ pub trait CausalLm {
     /// If libtorch fails.
     fn logits(&self, hidden: &Tensor) -> Result<Tensor>;
 
-    /// The log-probabilities `[n]` of ids `[n]` (int64) given the hidden states `[n, hidden]` of the tokens before them;
-    /// float32 at least, differentiable towards `hidden`. The vocabulary's logits exist only for a chunk of tokens at a time.
+    /// The log-odds log(p / (1 - p)) `[n]` of ids `[n]` (int64) given the hidden states `[n, hidden]` of the tokens before them;
+    /// float32 at least, differentiable towards `hidden`. The vocabulary's logits exist only in part at a time. What
+    /// [`CausalLm::log_probs`] and [`CausalLm::log_complements`] are made of, and what a model overrides to make them faster.
     ///
     /// # Errors
     /// If the shapes differ in n, or libtorch fails.
-    fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        head::log_probs(self, hidden, ids, head::CHUNK)
+    fn log_odds(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        head::log_odds(self, hidden, ids, head::CHUNK)
     }
 
-    /// log(1 - p) `[n]` of ids `[n]` (int64) given the hidden states `[n, hidden]` of the tokens before them; float32 at least,
-    /// differentiable towards `hidden`. Computed over the other ids, so that it and its gradient hold where p rounds to 1.
+    /// The log-probabilities `[n]` of ids, as [`CausalLm::log_odds`] is given them.
     ///
     /// # Errors
-    /// If the shapes differ in n, or libtorch fails.
+    /// As [`CausalLm::log_odds`].
+    fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+        Ok(self.log_odds(hidden, ids)?.f_log_sigmoid()?)
+    }
+
+    /// log(1 - p) `[n]` of ids, as [`CausalLm::log_odds`] is given them; it and its gradient hold where p rounds to 1.
+    ///
+    /// # Errors
+    /// As [`CausalLm::log_odds`].
     fn log_complements(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
-        head::log_complements(self, hidden, ids, head::CHUNK)
+        Ok(self.log_odds(hidden, ids)?.f_neg()?.f_log_sigmoid()?)
     }
 
     /// KL(reference || this) `[n]` in nats between the next-token distributions of two sets of hidden states `[n, hidden]`;

@@ -297,12 +297,12 @@ impl CausalLm for Decoder {
         Ok(hidden.f_linear(self.head_weight(), None::<&Tensor>)?)
     }
 
-    fn log_probs(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
+    fn log_odds(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {
         let head = self.head_weight();
         if is_recorded(head)? {
-            return head::log_probs(self, hidden, ids, head::CHUNK);
+            return head::log_odds(self, hidden, ids, head::CHUNK);
         }
-        head::log_probs_of_linear(head, hidden, ids, self.master_kind(), head::CHUNK)
+        head::log_odds_of_linear(head, hidden, ids, self.master_kind(), head::vocabulary_chunk(self.device()))
     }
 
     fn generate(

@@ -1,42 +1,34 @@
-//! Next-token log-probabilities without the vocabulary's logits ever being whole.
+//! Next-token probabilities without the vocabulary's logits ever being whole.
+//!
+//! Everything about one id comes from its log-odds against all others, log(p / (1 - p)): log p is its log-sigmoid, log(1 - p)
+//! that of its negative, and neither loses digits where p is close to 1.
 //!
 //! libtorch's Rust binding has no autograd function of one's own. The same effect comes from one product: the value `v` of
 //! a chunk and its gradient `g` towards the hidden state are computed at once, and what is returned is
 //! `v + sum(hidden * g) - sum(hidden * g).detach()`, whose value is `v` and whose derivative is `g`. That works because the
 //! value of a token depends on that token's hidden state alone, and it lets the chunk's logits go at once.
 
-use tch::{Kind, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::causal_lm::CausalLm;
 use crate::{Error, Result, tensor::is_recorded};
 
-/// Logits of so many numbers exist at a time: 64 MiB in float32.
+/// Logits of so many numbers exist at a time where tokens are cut into chunks: 64 MiB in float32.
 pub(super) const CHUNK: i64 = 1 << 24;
 
-/// `chunk` is [`CHUNK`], but for tests.
-pub(super) fn log_probs<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &Tensor, chunk: i64) -> Result<Tensor> {
-    check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
-    per_token(model, hidden, chunk, |rows, from, len| {
-        let logits = model.logits(rows)?.f_to_kind(model.master_kind())?;
-        let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
-        let log_probs = logits.f_log_softmax(-1, None::<Kind>)?;
-        Ok(log_probs.f_gather(1, &ids, false)?.f_squeeze_dim(1)?)
-    })
+/// The same where the vocabulary is: on a CPU what stays in its cache, 2 MiB.
+pub(super) fn vocabulary_chunk(device: Device) -> i64 {
+    if device.is_cuda() { CHUNK } else { 1 << 19 }
 }
 
 /// `chunk` is [`CHUNK`], but for tests.
-pub(super) fn log_complements<M: CausalLm + ?Sized>(
-    model: &M,
-    hidden: &Tensor,
-    ids: &Tensor,
-    chunk: i64,
-) -> Result<Tensor> {
+pub(super) fn log_odds<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, ids: &Tensor, chunk: i64) -> Result<Tensor> {
     check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
     per_token(model, hidden, chunk, |rows, from, len| {
         let logits = model.logits(rows)?.f_to_kind(model.master_kind())?;
         let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
-        let others = logits.f_scatter_value(1, &ids, f64::NEG_INFINITY)?;
-        Ok(others.f_logsumexp([-1].as_slice(), false)?.f_sub(&logits.f_logsumexp([-1].as_slice(), false)?)?)
+        let others = logits.f_scatter_value(1, &ids, f64::NEG_INFINITY)?.f_logsumexp([-1].as_slice(), false)?;
+        Ok(logits.f_gather(1, &ids, false)?.f_squeeze_dim(1)?.f_sub(&others)?)
     })
 }
 
@@ -57,9 +49,10 @@ pub(super) fn kl<M: CausalLm + ?Sized>(model: &M, hidden: &Tensor, reference: &T
     })
 }
 
-/// [`log_probs`] for a head that is one matrix `weight` [vocabulary, hidden]: one buffer of logits, changed in place into their
-/// own gradient.
-pub(super) fn log_probs_of_linear(
+/// [`log_odds`] for a head that is one matrix `weight` [vocabulary, hidden]. It is read once, a part of the vocabulary at a
+/// time: the sum over the other ids of exp(logit), and their mean row of the head under those weights, grow from part to part,
+/// shrunk whenever a higher logit is met. `chunk` is [`vocabulary_chunk`], but for tests.
+pub(super) fn log_odds_of_linear(
     weight: &Tensor,
     hidden: &Tensor,
     ids: &Tensor,
@@ -68,34 +61,50 @@ pub(super) fn log_probs_of_linear(
 ) -> Result<Tensor> {
     check(hidden, ids.size().first().copied().unwrap_or(0), "ids")?;
     let wants_gradient = is_recorded(hidden)?;
-    let mut values = vec![Tensor::f_zeros([0], (wide, hidden.device()))?];
-    let mut gradients = Vec::new();
-    {
-        let _guard = tch::no_grad_guard();
-        let weight = weight.f_detach()?;
-        let states = hidden.f_detach()?;
-        for (from, len) in chunks(states.size()[0], weight.size()[0], chunk) {
-            let ids = ids.f_narrow(0, from, len)?.f_unsqueeze(1)?;
-            let mut logits = states.f_narrow(0, from, len)?.f_linear(&weight, None::<&Tensor>)?.f_to_kind(wide)?;
-            let total = logits.f_logsumexp([-1].as_slice(), true)?;
-            values.push(logits.f_gather(1, &ids, false)?.f_sub(&total)?.f_squeeze_dim(1)?);
-            if wants_gradient {
-                // d log p(id) / d logits = onehot(id) - softmax
-                let mut softmax = logits.f_sub_(&total)?.f_exp_()?.f_neg_()?;
-                let ones = Tensor::f_ones_like(&ids)?.f_to_kind(wide)?;
-                let towards_logits = softmax.f_scatter_add_(1, &ids, &ones)?;
-                gradients.push(towards_logits.f_to_kind(weight.kind())?.f_matmul(&weight)?);
-            }
+    let guard = tch::no_grad_guard();
+    let (weight, states) = (weight.f_detach()?, hidden.f_detach()?);
+    let [vocabulary, width] = [0, 1].map(|dim| weight.size()[dim]);
+    let tokens = states.size()[0];
+    let options = (wide, states.device());
+    let mut target = Tensor::f_zeros([tokens, 1], options)?;
+    // Lower than any logit, and finite, so that differences are.
+    let mut highest = Tensor::f_full([tokens, 1], f64::from(f32::MIN), options)?;
+    let mut sum = Tensor::f_zeros([tokens, 1], options)?;
+    let mut mean = Tensor::f_zeros([tokens, width], options)?;
+    for (from, len) in chunks(vocabulary, tokens, chunk) {
+        let part = weight.f_narrow(0, from, len)?;
+        let mut logits = states.f_linear(&part, None::<&Tensor>)?.f_to_kind(wide)?;
+        let place = ids.f_unsqueeze(1)?.f_sub_scalar(from)?;
+        let here = place.f_ge(0)?.f_logical_and(&place.f_lt(len)?)?;
+        let place = place.f_clamp(0, len - 1)?;
+        let found = logits.f_gather(1, &place, false)?;
+        target = found.f_where_self(&here, &target)?;
+        // The id itself is none of the others.
+        let _ = logits.f_scatter_(1, &place, &found.f_masked_fill(&here, f64::NEG_INFINITY)?)?;
+        let above = logits.f_amax([1].as_slice(), true)?.f_maximum(&highest)?;
+        let shrink = highest.f_sub(&above)?.f_exp()?;
+        let others = logits.f_sub_(&above)?.f_exp_()?;
+        sum = sum.f_mul(&shrink)?.f_add(&others.f_sum_dim_intlist([1].as_slice(), true, None::<Kind>)?)?;
+        if wants_gradient {
+            mean = mean.f_mul(&shrink)?.f_add(&others.f_to_kind(weight.kind())?.f_matmul(&part)?)?;
         }
+        highest = above;
     }
-    let values = Tensor::f_cat(&values, 0)?;
-    if gradients.is_empty() { Ok(values) } else { carry_gradient(hidden, &values, &Tensor::f_cat(&gradients, 0)?) }
+    let values = target.f_sub(&highest)?.f_sub(&sum.f_log()?)?.f_squeeze_dim(1)?;
+    if !wants_gradient {
+        return Ok(values);
+    }
+    // d log-odds / d hidden: the id's row of the head less the mean row of the others.
+    let own = weight.f_index_select(0, ids)?;
+    let gradients = own.f_to_kind(wide)?.f_sub(&mean.f_div(&sum)?)?;
+    drop(guard);
+    carry_gradient(hidden, &values, &gradients)
 }
 
-/// Cuts `tokens` rows of logits into pieces of at most `chunk` numbers, or one row: where each starts, and its length.
-fn chunks(tokens: i64, vocabulary: i64, chunk: i64) -> impl Iterator<Item = (i64, i64)> {
-    let len = (chunk / vocabulary.max(1)).max(1);
-    (0..tokens).step_by(len as usize).map(move |from| (from, len.min(tokens - from)))
+/// Cuts `rows` rows of `width` numbers into pieces of at most `chunk` numbers, or one row: where each starts, and its length.
+fn chunks(rows: i64, width: i64, chunk: i64) -> impl Iterator<Item = (i64, i64)> {
+    let len = (chunk / width.max(1)).max(1);
+    (0..rows).step_by(len as usize).map(move |from| (from, len.min(rows - from)))
 }
 
 fn check(hidden: &Tensor, found: i64, what: &str) -> Result<()> {

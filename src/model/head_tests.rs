@@ -76,10 +76,11 @@ fn log_probs_in_chunks_are_the_plain_ones() {
         let (hidden, plain) = (leaf([TOKENS, 8], "hidden"), leaf([TOKENS, 8], "hidden"));
         let expected = plain_log_probs(head, &plain);
         let expected_gradient = gradient(&expected, &[&plain]).remove(0);
-        for found in [
-            log_probs(&model, &hidden, &ids(), chunk).unwrap(),
-            log_probs_of_linear(head, &hidden, &ids(), Kind::Double, chunk).unwrap(),
+        for odds in [
+            log_odds(&model, &hidden, &ids(), chunk).unwrap(),
+            log_odds_of_linear(head, &hidden, &ids(), Kind::Double, chunk).unwrap(),
         ] {
+            let found = odds.log_sigmoid();
             assert_same(&found, &expected);
             assert_same(&gradient(&found, &[&hidden])[0], &expected_gradient);
         }
@@ -114,12 +115,12 @@ fn without_gradients_the_values_are_the_same_and_nothing_is_recorded() {
     let head = model.embedding().shallow_clone();
     let _guard = tch::no_grad_guard();
     for chunk in CHUNKS {
-        for found in [
-            log_probs(&model, &hidden, &ids(), chunk).unwrap(),
-            log_probs_of_linear(&head, &hidden, &ids(), Kind::Double, chunk).unwrap(),
+        for odds in [
+            log_odds(&model, &hidden, &ids(), chunk).unwrap(),
+            log_odds_of_linear(&head, &hidden, &ids(), Kind::Double, chunk).unwrap(),
         ] {
-            assert!(!found.requires_grad());
-            assert_same(&found, &plain_log_probs(&head, &hidden));
+            assert!(!odds.requires_grad());
+            assert_same(&odds.log_sigmoid(), &plain_log_probs(&head, &hidden));
         }
         let found = kl(&model, &hidden, &reference, chunk).unwrap();
         assert!(!found.requires_grad());
@@ -138,7 +139,7 @@ fn a_trained_head_gets_its_gradient() {
         let reference = random([TOKENS, 8], "reference");
         for (found, expected) in [
             (CausalLm::log_probs(&model, &hidden, &ids()).unwrap(), plain_log_probs(&head, &hidden)),
-            (log_probs(&model, &hidden, &ids(), 11).unwrap(), plain_log_probs(&head, &hidden)),
+            (log_odds(&model, &hidden, &ids(), 11).unwrap().log_sigmoid(), plain_log_probs(&head, &hidden)),
             // The reference is a fixed distribution, so its own path to the head does not count.
             (kl(&model, &hidden, &reference, 11).unwrap(), {
                 let fixed = plain_log_softmax(&head.detach(), &reference);
@@ -175,26 +176,37 @@ fn complements_in_chunks_are_the_formula() {
     let head = model.head.as_ref().unwrap();
     for chunk in CHUNKS {
         let (hidden, plain) = (leaf([TOKENS, 8], "hidden"), leaf([TOKENS, 8], "hidden"));
-        let found = log_complements(&model, &hidden, &ids(), chunk).unwrap();
+        let found = log_odds_of_linear(head, &hidden, &ids(), Kind::Double, chunk).unwrap().neg().log_sigmoid();
         let expected = (-plain_log_probs(head, &plain).exp()).log1p();
         assert_same(&found, &expected);
         assert_same(&gradient(&found, &[&hidden])[0], &gradient(&expected, &[&plain])[0]);
     }
 }
 
-/// In float32, p of a logit of 30 above the others is 1, and log(1 - p) is the others' log-sum less 30.
+/// In float32, p of a logit of 30 above the others is 1: log(1 - p) is the others' log-sum less 30, and its slope is that of
+/// the logit. log p is what a series gives, not 0.
 #[test]
-fn a_certain_token_has_a_complement_and_its_gradient() {
+fn a_certain_token_keeps_its_digits() {
     let model = decoder_in(Kind::Float, false);
     let mut head = model.head.as_ref().unwrap().shallow_clone();
-    let _ = tch::no_grad(|| head.zero_());
-    let _ = tch::no_grad(|| head.narrow(0, 7, 1).fill_(1.0));
-    let hidden = Tensor::full([1, 8], 30.0 / 8.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    {
+        let _guard = tch::no_grad_guard();
+        let _ = head.zero_();
+        let _ = head.narrow(0, 7, 1).fill_(1.0);
+    }
+    let others = (VOCABULARY - 1) as f64;
     let ids = Tensor::from_slice(&[7i64]);
-    let found = CausalLm::log_complements(&model, &hidden, &ids).unwrap();
-    let expected = ((VOCABULARY - 1) as f64).ln() - 30.0;
-    assert!((found.double_value(&[0]) - expected).abs() < 1e-4, "{found}");
-    let slope = Tensor::run_backward(&[found.sum(Kind::Float)], &[&hidden], false, false).remove(0);
-    // d/d hidden = -p * head row of the id: all ones.
-    assert!((slope + 1.0).abs().max().double_value(&[]) < 1e-5);
+    let of = |value: fn(&Decoder, &Tensor, &Tensor) -> Result<Tensor>| {
+        let hidden = Tensor::full([1, 8], 30.0 / 8.0, (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let found = value(&model, &hidden, &ids).unwrap();
+        let slope = Tensor::run_backward(&[found.sum(Kind::Float)], &[&hidden], false, false).remove(0);
+        (found.double_value(&[0]), slope.double_value(&[0, 3]))
+    };
+    let near = |found: f64, expected: f64| assert!((found / expected - 1.0).abs() < 1e-5, "{found}, not {expected}");
+    let (value, slope) = of(|model, hidden, ids| model.log_complements(hidden, ids));
+    near(value, others.ln() - 30.0);
+    near(slope, -1.0);
+    let (value, slope) = of(|model, hidden, ids| model.log_probs(hidden, ids));
+    near(value, -others * (-30f64).exp());
+    near(slope, others * (-30f64).exp());
 }
