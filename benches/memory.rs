@@ -22,15 +22,10 @@ fn main() {
     let model = common::model(shape);
     fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
     let built = resident("VmRSS:");
+    let twice = |work: &mut dyn FnMut()| (0..2).for_each(|_| work());
     match ALGORITHMS.into_iter().find(|one| one.name() == row) {
-        None => {
-            let mut attack = common::attack(&model, lengths);
-            (0..2).for_each(|_| attack());
-        }
-        Some(algorithm) => {
-            let mut trainer = common::trainer(model, algorithm, lengths);
-            (0..2).for_each(|_| drop(trainer.step().expect("the update runs")));
-        }
+        None => twice(&mut common::attack(&model, lengths)),
+        Some(algorithm) => twice(&mut common::update(model, algorithm, lengths)),
     }
     println!("{}", (resident("VmHWM:") - built) / 1024);
 }

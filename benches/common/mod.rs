@@ -94,8 +94,15 @@ pub fn attack(model: &Decoder, lengths: Lengths) -> impl FnMut() {
     }
 }
 
-/// A trainer whose step is a whole update.
-pub fn trainer(model: Decoder, algorithm: Algorithm, lengths: Lengths) -> AdversarialTrainer<Decoder> {
+/// A whole update.
+pub fn update(model: Decoder, algorithm: Algorithm, lengths: Lengths) -> impl FnMut() {
+    let mut trainer = trainer(model, algorithm, lengths);
+    move || {
+        trainer.step().expect("the update runs");
+    }
+}
+
+fn trainer(model: Decoder, algorithm: Algorithm, lengths: Lengths) -> AdversarialTrainer<Decoder> {
     let utility_rows = if algorithm == Algorithm::AdvUl { UTILITY_ROWS } else { 0 };
     let utility = |index: usize| {
         let prompt = tokens(100 + index, lengths.prompt(index, UTILITY_ROWS), TokenKind::User);
