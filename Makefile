@@ -5,7 +5,7 @@ TORCH := 2.11.0
 # Prints the folder of that Python's PyTorch if it is the wanted version.
 FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+")[0] == "$(TORCH)" and print(Path(torch.__file__).parent)
 
-.PHONY: libtorch build test test-real demo lint clean
+.PHONY: libtorch build test test-real demo bench-peers lint clean
 
 # Links .libtorch, which .cargo/config.toml names, to the LIBTORCH that is set, else to the PyTorch of a python3 that has the
 # right one, else to that of a virtual environment of its own. A link to another version is replaced.
@@ -52,6 +52,10 @@ $(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests
 	$(REAL_PYTHON) -m pip install --quiet --no-deps --target $(REAL)/tf4 -r tests/real/requirements-tf4.txt
 	$(REAL_PYTHON) tests/real/smollm2.py $(REAL)/smollm2
 	touch $@
+
+# Takes hours; goes on where it was stopped.
+bench-peers: $(REAL)/ready
+	$(REAL_PYTHON) benches/peers/compare.py
 
 # Nothing here needs libtorch.
 lint:
