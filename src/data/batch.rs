@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use tch::{Device, Kind, Tensor};
 
 use super::{ContinuationKind, Example, Layout, Target, TokenKind, Tokens};
-use crate::{Error, Result};
+use crate::{Error, Result, tensor};
 
 /// Rows of examples on a device: token ids, where each token stands, and numbers that were computed before training.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Batch {
         }
         let layout = Layout::of_examples(&examples);
         let ids: Vec<i64> = examples.iter().flat_map(row_ids).collect();
-        let ids = Tensor::f_from_slice(&ids)?.f_to_device(device)?;
+        let ids = tensor::index(&ids, device)?;
         Ok(Self { examples, layout, ids, values: BTreeMap::new() })
     }
 
@@ -148,8 +148,7 @@ impl Batch {
         }
         let mut examples = self.examples.clone();
         examples[row] = example.with_prompt(prompt)?;
-        let rows: Vec<usize> = (0..self.rows()).collect();
-        self.derive(examples, &rows)
+        self.with_examples(examples)
     }
 
     /// The same batch, these rows having the prompts of another batch's rows, in order.
@@ -158,8 +157,13 @@ impl Batch {
         for (row, other) in rows.iter().zip(&other.examples) {
             examples[*row] = examples[*row].with_prompt(other.prompt().clone())?;
         }
-        let all: Vec<usize> = (0..self.rows()).collect();
-        self.derive(examples, &all)
+        self.with_examples(examples)
+    }
+
+    /// Other examples in place of these, row by row.
+    fn with_examples(&self, examples: Vec<Example>) -> Result<Self> {
+        let rows: Vec<usize> = (0..self.rows()).collect();
+        self.derive(examples, &rows)
     }
 
     fn derive(&self, examples: Vec<Example>, rows: &[usize]) -> Result<Self> {
@@ -191,7 +195,7 @@ impl Targets {
         let device = batch.device();
         let index = |of: fn(&Target) -> usize| -> Result<Tensor> {
             let values: Vec<i64> = list.iter().map(|target| of(target) as i64).collect();
-            Ok(Tensor::f_from_slice(&values)?.f_to_device(device)?)
+            tensor::index(&values, device)
         };
         let mut counts = vec![0f64; batch.rows()];
         for target in &list {

@@ -180,12 +180,10 @@ impl ChatFormat {
     /// it is without the answer: else training reads a prompt that the model never meets.
     fn check_earlier(&self, earlier: &[Message], rendered: &Rendered) -> Result<()> {
         let alone = Rendered::new(&self.template, earlier, true)?;
-        let ends = (0..earlier.len())
-            .filter_map(|message| Some((alone.content(message)?.end, rendered.content(message)?.end)));
-        let same = ends.max().is_some_and(|(alone_end, end)| alone.text[..alone_end] == rendered.text[..end])
-            && (0..earlier.len())
-                .all(|message| alone.content(message).is_some() == rendered.content(message).is_some());
-        if same {
+        let places = |of: &Rendered| (0..earlier.len()).map(|message| of.content(message)).collect::<Vec<_>>();
+        let (own, with_answer) = (places(&alone), places(rendered));
+        let end = own.iter().flatten().map(|content| content.end).max();
+        if own == with_answer && end.is_some_and(|end| alone.text[..end] == rendered.text[..end]) {
             return Ok(());
         }
         Err(self.template.error("the messages before an answer are rendered otherwise once the answer is there"))

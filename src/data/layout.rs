@@ -5,7 +5,7 @@ use std::ops::Range;
 use tch::{Device, Kind, Tensor};
 
 use super::{ContinuationKind, Example, TokenKind};
-use crate::{Error, Result};
+use crate::{Error, Result, tensor};
 
 /// Rows of tokens behind each other without padding.
 ///
@@ -169,7 +169,7 @@ impl Layout {
                 (0..tokens.len()).map(move |at| (row * longest + skip + at) as i64)
             })
             .collect();
-        let index = Tensor::f_from_slice(&index)?.f_to_device(packed.device())?;
+        let index = tensor::index(&index, packed.device())?;
         let flat =
             Tensor::f_zeros(size.as_slice(), (packed.kind(), packed.device()))?.f_index_add(0, &index, packed)?;
         size.splice(0..1, [self.rows.len() as i64, longest as i64]);

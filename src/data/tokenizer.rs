@@ -32,8 +32,8 @@ const CONFIG_FILE: &str = "tokenizer_config.json";
 pub struct TokenSpan {
     /// The token id.
     pub id: i64,
-    /// Byte range in the text that was encoded. A token that the tokenizer put in front
-    /// of a text ("▁" of the SentencePiece kind) has the bytes of the character behind it.
+    /// Byte range in the text that was encoded. A token that the tokenizer put in front of a text ("▁" of the SentencePiece
+    /// kind) has the bytes of the character behind it.
     pub bytes: Range<usize>,
 }
 
