@@ -21,6 +21,7 @@ use super::{
     lora::LoraConfig,
     norm::RmsNorm,
     perturbation::Perturbation,
+    product,
     rope::Rope,
     weights::{FolderWeights, RandomWeights, WeightSource},
 };
@@ -294,7 +295,7 @@ impl CausalLm for Decoder {
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(hidden.f_linear(self.head_weight(), None::<&Tensor>)?)
+        product::linear(hidden, self.head_weight(), None)
     }
 
     fn log_odds(&self, hidden: &Tensor, ids: &Tensor) -> Result<Tensor> {

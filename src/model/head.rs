@@ -10,7 +10,7 @@
 
 use tch::{Device, Kind, Tensor};
 
-use super::causal_lm::CausalLm;
+use super::{causal_lm::CausalLm, product};
 use crate::{Error, Result, tensor::is_recorded};
 
 /// Logits of so many numbers exist at a time where tokens are cut into chunks: 64 MiB in float32.
@@ -73,7 +73,7 @@ pub(super) fn log_odds_of_linear(
     let mut mean = Tensor::f_zeros([tokens, width], options)?;
     for (from, len) in chunks(vocabulary, tokens, chunk) {
         let part = weight.f_narrow(0, from, len)?;
-        let mut logits = states.f_linear(&part, None::<&Tensor>)?.f_to_kind(wide)?;
+        let mut logits = product::linear(&states, &part, None)?.f_to_kind(wide)?;
         let place = ids.f_unsqueeze(1)?.f_sub_scalar(from)?;
         let here = place.f_ge(0)?.f_logical_and(&place.f_lt(len)?)?;
         let place = place.f_clamp(0, len - 1)?;
@@ -86,7 +86,7 @@ pub(super) fn log_odds_of_linear(
         let others = logits.f_sub_(&above)?.f_exp_()?;
         sum = sum.f_mul(&shrink)?.f_add(&others.f_sum_dim_intlist([1].as_slice(), true, None::<Kind>)?)?;
         if wants_gradient {
-            mean = mean.f_mul(&shrink)?.f_add(&others.f_to_kind(weight.kind())?.f_matmul(&part)?)?;
+            mean = mean.f_mul(&shrink)?.f_add(&product::transposed(&others.f_to_kind(weight.kind())?, &part)?)?;
         }
         highest = above;
     }

@@ -2,7 +2,7 @@
 
 use tch::{Kind, Tensor};
 
-use super::{causal_lm::Adapter, weights::WeightSource};
+use super::{causal_lm::Adapter, product, weights::WeightSource};
 use crate::Result;
 
 /// y = x Wᵀ + b, plus scale * drop(x) Aᵀ Bᵀ where there is an adapter (LoRA, Hu et al. 2021).
@@ -54,13 +54,13 @@ impl Linear {
         self.weight.size()[0]
     }
 
-    /// `[…, in]` to `[…, out]`.
+    /// `[n, in]` to `[n, out]`.
     pub(super) fn forward(&self, x: &Tensor, mode: LinearMode) -> Result<Tensor> {
         let weight = match &self.original {
             Some(original) if mode.adapter == Adapter::Off => original,
             _ => &self.weight,
         };
-        let y = x.f_linear(weight, self.bias.as_ref())?;
+        let y = product::linear(x, weight, self.bias.as_ref())?;
         match &self.lora {
             Some(lora) if mode.adapter == Adapter::On => Ok(y.f_add(&lora.forward(x, mode.dropout)?)?),
             _ => Ok(y),
@@ -105,11 +105,11 @@ impl Lora {
         let a = self.a.f_to_kind(kind)?;
         let b = self.b.f_to_kind(kind)?;
         let low = if dropout && self.dropout > 0.0 {
-            x.f_dropout(self.dropout, true)?.f_matmul(&a.f_tr()?)?
+            product::linear(&x.f_dropout(self.dropout, true)?, &a, None)?
         } else {
-            x.f_matmul(&a.f_tr()?)?
+            product::linear(x, &a, None)?
         };
-        Ok(low.f_matmul(&b.f_tr()?)?.f_mul_scalar(self.scale)?)
+        Ok(product::linear(&low, &b, None)?.f_mul_scalar(self.scale)?)
     }
 }
 

@@ -17,6 +17,7 @@ mod lora;
 mod mlp;
 mod norm;
 mod perturbation;
+mod product;
 mod rope;
 mod weights;
 
