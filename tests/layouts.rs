@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use advtrain::{
     Batch, CausalLm, Continuation,
     ContinuationKind::{self, Harmful, Safe},
-    Decoder, Example, Input, Layout, Pass, Side, TokenKind, Tokens,
+    Decoder, Example, Input, Last, Layout, Pass, Side, TokenKind, Tokens,
     tch::{Device, Kind, Tensor},
 };
 use common::{MODELS, assert_close, load, some_ids};
@@ -232,4 +232,42 @@ fn ids_outside_the_vocabulary_are_named() {
     let edges = Example::new("edges", tokens(&[0, 95], TokenKind::User), Vec::new()).unwrap();
     let batch = Batch::new(vec![edges], Device::Cpu).unwrap();
     Input::of_batch(&model, &batch, None, Pass::default()).unwrap();
+}
+
+/// Leaving out of the last block what predicts nothing changes neither the states that are left nor the gradient; a tap on that
+/// block keeps it whole.
+#[test]
+fn states_of_predictors_alone_are_those_of_a_whole_pass() {
+    let equal = || vec![example(7, 6, &[(Harmful, 4)]), example(8, 6, &[(Harmful, 4)])];
+    for name in MODELS {
+        for (kind, tolerance) in PRECISIONS {
+            let model = load(name, kind);
+            for examples in sets().into_iter().chain([equal()]) {
+                let batch = Batch::new(examples, Device::Cpu).unwrap();
+                let run = |pass: Pass| {
+                    let embeddings = model.embed(batch.ids()).unwrap().detach().set_requires_grad(true);
+                    let input = Input::of_embeddings(embeddings.shallow_clone(), batch.layout(), pass).unwrap();
+                    let hidden = model.hidden(&input).unwrap();
+                    let of_kind = |kind| hidden.predicting(&batch.targets(kind).unwrap()).unwrap();
+                    let states = Tensor::cat(&[of_kind(Harmful), of_kind(Safe)], 0);
+                    let loss = (&states
+                        * Tensor::arange(states.numel() as i64, (kind, Device::Cpu)).sin().view_as(&states))
+                    .sum(kind);
+                    let gradient = Tensor::run_backward(&[loss], &[&embeddings], false, false).remove(0);
+                    (hidden, states.detach(), gradient)
+                };
+                let (whole, states, gradient) = run(Pass::default());
+                let (partial, found, found_gradient) = run(Pass { last: Last::Predictors, ..Pass::default() });
+                let predictors = batch.layout().predictors();
+                assert_eq!((whole.last_of, partial.last.size()[0]), (None, predictors.len() as i64));
+                assert!(predictors.len() < batch.layout().tokens());
+                assert_eq!(partial.last_of, Some(predictors));
+                assert_close(&format!("{name}: states"), &found, &states, tolerance);
+                assert_close(&format!("{name}: gradient"), &found_gradient, &gradient, tolerance);
+                let taps = [model.layers() - 1];
+                let (tapped, ..) = run(Pass { last: Last::Predictors, taps: &taps, ..Pass::default() });
+                assert_eq!(tapped.tapped[0].size(), whole.last.size());
+            }
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use tch::Tensor;
 
-use crate::{Batch, CausalLm, ContinuationKind, Hidden, Result};
+use crate::{Batch, CausalLm, ContinuationKind, Hidden, Last, Result};
 
 /// The inner objective: one number per row. An attack looks for the perturbation that makes it small.
 ///
@@ -29,6 +29,11 @@ pub trait AttackObjective: Send {
         &[]
     }
 
+    /// Of which tokens [`AttackObjective::values`] wants the final hidden states.
+    fn last(&self) -> Last {
+        Last::All
+    }
+
     /// The objective of each row `[rows]`, differentiable towards `hidden`, what the model gave for the perturbed
     /// batch.
     ///
@@ -47,6 +52,9 @@ impl<O: AttackObjective + ?Sized> AttackObjective for Box<O> {
     fn taps(&self) -> &[usize] {
         (**self).taps()
     }
+    fn last(&self) -> Last {
+        (**self).last()
+    }
     fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor> {
         (**self).values(model, batch, rows, hidden)
     }
@@ -60,9 +68,13 @@ impl<O: AttackObjective + ?Sized> AttackObjective for Box<O> {
 pub struct TargetCrossEntropy;
 
 impl AttackObjective for TargetCrossEntropy {
+    fn last(&self) -> Last {
+        Last::Predictors
+    }
+
     fn values(&self, model: &dyn CausalLm, batch: &Batch, rows: ContinuationKind, hidden: &Hidden) -> Result<Tensor> {
         let targets = batch.targets(rows)?;
-        let log_probs = model.log_probs(&hidden.last.f_index_select(0, &targets.predictors)?, &targets.ids)?;
+        let log_probs = model.log_probs(&hidden.predicting(&targets)?, &targets.ids)?;
         targets.mean_per_row(&log_probs.f_neg()?)
     }
 }

@@ -222,7 +222,8 @@ impl<'a> Probe<'a> {
     }
 
     fn objective_of(&mut self, perturbation: &Perturbation) -> Result<Tensor> {
-        let pass = Pass { dropout: self.dropout, taps: self.objective.taps(), ..Pass::default() };
+        let (taps, last) = (self.objective.taps(), self.objective.last());
+        let pass = Pass { dropout: self.dropout, taps, last, ..Pass::default() };
         let input = Input::of_batch(self.model, self.batch, Some(perturbation), pass)?;
         let hidden = self.model.hidden(&input)?;
         self.log.forward += 1;

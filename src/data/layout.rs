@@ -1,6 +1,6 @@
 //! Where each token of a batch stands, and what it may see.
 
-use std::ops::Range;
+use std::{collections::BTreeSet, ops::Range};
 
 use tch::{Device, Kind, Tensor};
 
@@ -227,6 +227,14 @@ impl Layout {
         targets
     }
 
+    /// The tokens that predict a target of any continuation, packed indices, ascending.
+    pub fn predictors(&self) -> Vec<usize> {
+        let kinds = self.rows.iter().flat_map(|row| row.continuations.iter().map(|(kind, _)| *kind));
+        let kinds: BTreeSet<_> = kinds.collect();
+        let predictors = kinds.into_iter().flat_map(|kind| self.targets(kind)).map(|target| target.predictor);
+        predictors.collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
     /// Rows that have a continuation of the given kind.
     pub fn rows_with(&self, kind: ContinuationKind) -> Vec<usize> {
         (0..self.rows.len()).filter(|row| self.rows[*row].continuation(kind).is_some()).collect()
@@ -248,26 +256,37 @@ impl Layout {
         row.precedes(key, query) && window.is_none_or(|window| row.position(query) < row.position(key) + window)
     }
 
-    /// What each token may see, as a boolean mask `[rows, longest, longest]` over rows padded on the right: `true` where
-    /// the query (second dimension) attends to the key (third). Padded queries see the row's first token, so that no
-    /// softmax is over nothing.
-    pub(crate) fn mask(&self, window: Option<usize>, device: Device) -> Result<Tensor> {
-        let longest = self.longest_row();
-        let mut mask = vec![false; self.rows.len() * longest * longest];
-        for (index, row) in self.rows.iter().enumerate() {
+    /// For each row those of these tokens that are in it. `tokens` are packed indices, ascending.
+    pub(crate) fn by_row(&self, tokens: &[usize]) -> Vec<Vec<usize>> {
+        let of_row = |row: &RowLayout| {
+            let all = row.tokens();
+            let [from, to] = [all.start, all.end].map(|end| tokens.partition_point(|token| *token < end));
+            tokens[from..to].to_vec()
+        };
+        self.rows.iter().map(of_row).collect()
+    }
+
+    /// What each of some tokens may see, as a boolean mask `[rows, most queries of a row, longest]` over rows padded on the
+    /// right: `true` where the query attends to the key (third dimension). `queries` are packed indices, of each row its own.
+    /// Padded queries see the row's first token, so that no softmax is over nothing.
+    pub(crate) fn mask(&self, queries: &[Vec<usize>], window: Option<usize>, device: Device) -> Result<Tensor> {
+        let (longest, most) = (self.longest_row(), queries.iter().map(Vec::len).max().unwrap_or(0));
+        let mut mask = vec![false; self.rows.len() * most * longest];
+        for (index, (row, queries)) in self.rows.iter().zip(queries).enumerate() {
             let tokens = row.tokens();
-            for query in 0..longest {
-                let line = &mut mask[(index * longest + query) * longest..][..longest];
-                if query >= tokens.len() {
-                    line[0] = true;
-                    continue;
-                }
-                for (key, cell) in line.iter_mut().enumerate().take(query + 1) {
-                    *cell = self.row_sees(row, tokens.start + query, tokens.start + key, window);
+            for at in 0..most {
+                let line = &mut mask[(index * most + at) * longest..][..longest];
+                match queries.get(at) {
+                    None => line[0] = true,
+                    Some(query) => {
+                        for (cell, key) in line.iter_mut().zip(tokens.start..=*query) {
+                            *cell = self.row_sees(row, *query, key, window);
+                        }
+                    }
                 }
             }
         }
-        let size = [self.rows.len() as i64, longest as i64, longest as i64];
+        let size = [self.rows.len() as i64, most as i64, longest as i64];
         Ok(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?)
     }
 }
@@ -311,7 +330,8 @@ mod tests {
     #[test]
     fn the_mask_is_what_tokens_see() {
         let layout = Layout::of_examples([&example(2, 1, 2), &example(1, 1, 1)]);
-        let mask = layout.mask(Some(2), Device::Cpu).unwrap();
+        let all: Vec<usize> = (0..layout.tokens()).collect();
+        let mask = layout.mask(&layout.by_row(&all), Some(2), Device::Cpu).unwrap();
         let starts = [0, 5];
         let lengths = [5, 3];
         for row in 0..2 {

@@ -3,8 +3,8 @@
 use ndarray::Array1;
 
 use crate::{
-    Batch, CausalLm, ChatFormat, ContinuationKind, Example, Generation, Input, Message, Pass, Perturbation, Result,
-    loss::target_log_probs, tensor,
+    Batch, CausalLm, ChatFormat, ContinuationKind, Example, Generation, Input, Last, Message, Pass, Perturbation,
+    Result, loss::target_log_probs, tensor,
 };
 
 /// The answer to each conversation, without special tokens; `rows` conversations are answered together.
@@ -58,7 +58,8 @@ pub(super) fn losses_of_rows(
     perturbation: Option<&Perturbation>,
 ) -> Result<Vec<Array1<f64>>> {
     let _guard = tch::no_grad_guard();
-    let hidden = model.hidden(&Input::of_batch(model, batch, perturbation, Pass::default())?)?;
+    let pass = Pass { last: Last::Predictors, ..Pass::default() };
+    let hidden = model.hidden(&Input::of_batch(model, batch, perturbation, pass)?)?;
     let (log_probs, targets) = target_log_probs(model, batch, &hidden, kind)?;
     let mut rows = vec![Vec::new(); batch.rows()];
     for (target, log_prob) in targets.list.iter().zip(tensor::numbers(&log_probs)?) {

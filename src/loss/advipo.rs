@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use tch::Tensor;
 
 use super::{LossInput, Precomputed, RobustLoss, Term, TermValues, target_log_probs};
-use crate::{Adapter, Batch, CausalLm, ContinuationKind, Error, Input, Pass, Result, Targets, tensor};
+use crate::{Adapter, Batch, CausalLm, ContinuationKind, Error, Input, Last, Pass, Result, Targets, tensor};
 
 const REFERENCE_SAFE: &str = "reference_safe";
 const REFERENCE_HARMFUL: &str = "reference_harmful";
@@ -175,7 +175,7 @@ impl RobustLoss for AdvIpoLoss {
     }
 
     fn precompute(&self, reference: &dyn CausalLm, batch: &Batch) -> Result<Precomputed> {
-        let pass = Pass { adapter: Adapter::Off, ..Pass::default() };
+        let pass = Pass { adapter: Adapter::Off, last: Last::Predictors, ..Pass::default() };
         let hidden = reference.hidden(&Input::of_batch(reference, batch, None, pass)?)?;
         let of_kind = |kind| -> Result<Vec<Vec<f64>>> {
             let (log_probs, targets) = target_log_probs(reference, batch, &hidden, kind)?;
@@ -192,7 +192,7 @@ impl RobustLoss for AdvIpoLoss {
     }
 
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
-        let hidden = input.hidden(&[])?;
+        let hidden = input.predicting_hidden()?;
         let (safe, safe_targets) = input.target_log_probs(&hidden, ContinuationKind::Safe)?;
         let (harmful, harmful_targets) = input.target_log_probs(&hidden, ContinuationKind::Harmful)?;
         let safe = self.of_rows(&safe, &safe_targets)?;

@@ -65,7 +65,7 @@ impl Default for AdvUlLoss {
 impl AdvUlLoss {
     /// The away term of each harmful target `[targets]`.
     fn away_values(&self, model: &dyn CausalLm, hidden: &Hidden, targets: &Targets) -> Result<Tensor> {
-        let states = hidden.last.f_index_select(0, &targets.predictors)?;
+        let states = hidden.predicting(targets)?;
         match self.away {
             AwayForm::NegativeCrossEntropy => model.log_probs(&states, &targets.ids),
             AwayForm::Unlikelihood => Ok(model.log_complements(&states, &targets.ids)?.f_neg()?),
@@ -105,7 +105,7 @@ impl RobustLoss for AdvUlLoss {
     }
 
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
-        let hidden = input.hidden(&[])?;
+        let hidden = input.predicting_hidden()?;
         let harmful_targets = input.batch.targets(ContinuationKind::Harmful)?;
         let away = self.away_values(input.model, &hidden, &harmful_targets)?;
         let (safe, safe_targets) = input.target_log_probs(&hidden, ContinuationKind::Safe)?;

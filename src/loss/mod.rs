@@ -15,7 +15,7 @@ pub use advul::{AdvUlLoss, AwayForm};
 pub use supervised::SupervisedLoss;
 pub use term::{CutOff, CutOffForm, Reduced, Reduction, Term, TermValues, UpdateSize};
 
-use crate::{Adapter, Batch, CausalLm, ContinuationKind, Hidden, Input, Pass, Perturbation, Result, Targets};
+use crate::{Adapter, Batch, CausalLm, ContinuationKind, Hidden, Input, Last, Pass, Perturbation, Result, Targets};
 
 /// What a loss is computed from.
 #[derive(Clone, Copy)]
@@ -42,7 +42,19 @@ impl LossInput<'_> {
     /// # Errors
     /// If the model fails.
     pub fn hidden(&self, taps: &[usize]) -> Result<Hidden> {
-        let pass = Pass { dropout: self.dropout, taps, adapter: Adapter::On };
+        self.pass(Pass { dropout: self.dropout, taps, ..Pass::default() })
+    }
+
+    /// The same, but of final hidden states at least those that predict a target: for [`Hidden::predicting`] and
+    /// [`LossInput::target_log_probs`], and cheaper.
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn predicting_hidden(&self) -> Result<Hidden> {
+        self.pass(Pass { dropout: self.dropout, last: Last::Predictors, ..Pass::default() })
+    }
+
+    fn pass(&self, pass: Pass) -> Result<Hidden> {
         self.model.hidden(&Input::of_batch(self.model, self.batch, self.perturbation, pass)?)
     }
 
@@ -52,7 +64,7 @@ impl LossInput<'_> {
     /// If the model fails.
     pub fn reference_hidden(&self, taps: &[usize]) -> Result<Hidden> {
         let _guard = tch::no_grad_guard();
-        let pass = Pass { adapter: Adapter::Off, taps, dropout: false };
+        let pass = Pass { adapter: Adapter::Off, taps, ..Pass::default() };
         self.model.hidden(&Input::of_batch(self.model, self.batch, None, pass)?)
     }
 
@@ -73,7 +85,7 @@ pub(crate) fn target_log_probs(
     kind: ContinuationKind,
 ) -> Result<(Tensor, Targets)> {
     let targets = batch.targets(kind)?;
-    let log_probs = model.log_probs(&hidden.last.f_index_select(0, &targets.predictors)?, &targets.ids)?;
+    let log_probs = model.log_probs(&hidden.predicting(&targets)?, &targets.ids)?;
     Ok((log_probs, targets))
 }
 

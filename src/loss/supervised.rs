@@ -32,7 +32,7 @@ impl UtilityLoss for SupervisedLoss {
     }
 
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
-        let hidden = input.hidden(&[])?;
+        let hidden = input.predicting_hidden()?;
         let (log_probs, targets) = input.target_log_probs(&hidden, ContinuationKind::Utility)?;
         let values = targets.mean_per_row(&log_probs.f_neg()?)?;
         let values = TermValues::Rows { values, kind: ContinuationKind::Utility, tokens: Some(targets.counts) };

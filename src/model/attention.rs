@@ -1,15 +1,16 @@
 //! Self-attention over packed rows.
 
-use tch::{Device, Tensor};
+use tch::{Device, Kind, Tensor};
 
 use super::{
     cache::KvCache,
     config::{DecoderConfig, Projection},
     linear::{Linear, LinearMode},
+    plan::{Padded, Plan},
     rope::Rotation,
     weights::WeightSource,
 };
-use crate::{Layout, Result, tensor::index};
+use crate::{Result, tensor::is_recorded};
 
 /// Grouped-query attention with rotary positions.
 #[derive(Debug)]
@@ -32,110 +33,6 @@ struct Heads {
     dim: i64,
 }
 
-/// How a layout is attended to: made once per pass, shared by all blocks. Padding exists only in here.
-#[derive(Debug)]
-pub(super) enum Plan {
-    /// Rows of one length, each token sees all before it: a view and the causal kernel.
-    Uniform {
-        /// Rows, and tokens of each.
-        rows: i64,
-        length: i64,
-    },
-    /// Anything else: rows are filled up, a mask says what is seen.
-    Padded(Padded),
-    /// New tokens of rows whose earlier tokens are in a cache.
-    Cached {
-        padded: Padded,
-        /// Slots of the cache `[tokens]` that the new tokens go to.
-        slots: Tensor,
-        /// Slots that the mask spans.
-        longest_key: usize,
-    },
-}
-
-#[derive(Debug)]
-pub(super) struct Padded {
-    rows: i64,
-    longest: i64,
-    /// For each padded place the packed token that fills it, `[rows * longest]`; padding takes token 0.
-    fill: Tensor,
-    /// The padded place of each packed token `[tokens]`.
-    place: Tensor,
-    /// `[rows, 1, longest, keys]`, true where seen.
-    mask: Tensor,
-}
-
-impl Plan {
-    pub(super) fn new(layout: &Layout, window: Option<usize>, device: Device) -> Result<Self> {
-        let longest = layout.longest_row();
-        let same_length = layout.rows().iter().all(|row| row.tokens().len() == longest);
-        if same_length && layout.is_linear() && window.is_none_or(|window| window >= longest) {
-            return Ok(Self::Uniform { rows: layout.rows().len() as i64, length: longest as i64 });
-        }
-        let mask = layout.mask(window, device)?.f_unsqueeze(1)?;
-        Ok(Self::Padded(Padded::new(layout, mask, device)?))
-    }
-
-    /// For rows of prompts alone whose earlier tokens are in `cache`, which is given room for these.
-    pub(super) fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
-        let added: Vec<usize> = layout.rows().iter().map(|row| row.tokens().len()).collect();
-        cache.make_room(&added)?;
-        let longest = layout.longest_row();
-        let longest_key = cache.lengths().iter().zip(&added).map(|(old, new)| old + new).max().unwrap_or(0);
-        let mut mask = Vec::with_capacity(added.len() * longest * longest_key);
-        for old in cache.lengths() {
-            for query in 0..longest {
-                let position = old + query;
-                mask.extend(
-                    (0..longest_key).map(|key| key <= position && window.is_none_or(|window| position < key + window)),
-                );
-            }
-        }
-        let size = [added.len() as i64, 1, longest as i64, longest_key as i64];
-        let mask = Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?;
-        Ok(Self::Cached {
-            padded: Padded::new(layout, mask, device)?,
-            slots: index(&cache.slots(&added), device)?,
-            longest_key,
-        })
-    }
-}
-
-impl Padded {
-    fn new(layout: &Layout, mask: Tensor, device: Device) -> Result<Self> {
-        let longest = layout.longest_row();
-        let mut fill = vec![0i64; layout.rows().len() * longest];
-        let mut place = Vec::with_capacity(layout.tokens());
-        for (row, spans) in layout.rows().iter().enumerate() {
-            for (at, token) in spans.tokens().enumerate() {
-                fill[row * longest + at] = token as i64;
-                place.push((row * longest + at) as i64);
-            }
-        }
-        Ok(Self {
-            rows: layout.rows().len() as i64,
-            longest: longest as i64,
-            fill: index(&fill, device)?,
-            place: index(&place, device)?,
-            mask,
-        })
-    }
-
-    /// `[tokens, heads, dim]` to `[rows, heads, longest, dim]`.
-    fn pad(&self, x: &Tensor) -> Result<Tensor> {
-        let size = x.size();
-        let padded = x.f_index_select(0, &self.fill)?.f_view([self.rows, self.longest, size[1], size[2]])?;
-        Ok(padded.f_transpose(1, 2)?)
-    }
-
-    /// `[rows, heads, longest, dim]` to `[tokens, heads * dim]`.
-    fn unpad(&self, x: &Tensor) -> Result<Tensor> {
-        let size = x.size();
-        let flat = x.f_transpose(1, 2)?.f_reshape([self.rows * self.longest, size[1] * size[3]])?;
-        Ok(flat.f_index_select(0, &self.place)?)
-    }
-}
-
 impl Attention {
     pub(super) fn load(source: &mut dyn WeightSource, prefix: &str, config: &DecoderConfig) -> Result<Self> {
         let hidden = config.hidden;
@@ -154,7 +51,7 @@ impl Attention {
         Ok(Self { qkv, output, heads })
     }
 
-    /// `[tokens, hidden]` to the same. `cache` is the cache and the number of this block in it.
+    /// `[tokens, hidden]` to the same for the tokens that ask. `cache` is the cache and the number of this block in it.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -163,30 +60,34 @@ impl Attention {
         cache: Option<(&mut KvCache, usize)>,
         mode: LinearMode,
     ) -> Result<Tensor> {
-        let (query, key, value) = self.project(x, mode)?;
-        let (query, key) = (rotation.apply(&query)?, rotation.apply(&key)?);
+        let (query, key, value) = self.project(x, plan, mode)?;
+        let (query, key) = (rotation.asking(plan)?.apply(&query)?, rotation.apply(&key)?);
         let mixed = self.attend(&query, &key, &value, plan, cache)?;
         self.output.forward(&mixed, mode)
     }
 
-    /// Queries `[tokens, heads, dim]`, keys and values `[tokens, kv_heads, dim]`.
-    fn project(&self, x: &Tensor, mode: LinearMode) -> Result<(Tensor, Tensor, Tensor)> {
+    /// Queries `[tokens that ask, heads, dim]`, keys and values `[tokens, kv_heads, dim]`.
+    fn project(&self, x: &Tensor, plan: &Plan, mode: LinearMode) -> Result<(Tensor, Tensor, Tensor)> {
         let Heads { query, kv, dim } = self.heads;
         let split = |y: &Tensor, heads: i64| -> Result<Tensor> { Ok(y.f_view([-1, heads, dim])?) };
         match &self.qkv {
             Qkv::Split { query: q, key: k, value: v } => Ok((
-                split(&q.forward(x, mode)?, query)?,
+                split(&q.forward(&plan.asking(x)?, mode)?, query)?,
                 split(&k.forward(x, mode)?, kv)?,
                 split(&v.forward(x, mode)?, kv)?,
             )),
             Qkv::Fused(qkv) => {
                 let all = split(&qkv.forward(x, mode)?, query + 2 * kv)?;
-                Ok((all.f_narrow(1, 0, query)?, all.f_narrow(1, query, kv)?, all.f_narrow(1, query + kv, kv)?))
+                Ok((
+                    plan.asking(&all.f_narrow(1, 0, query)?)?,
+                    all.f_narrow(1, query, kv)?,
+                    all.f_narrow(1, query + kv, kv)?,
+                ))
             }
         }
     }
 
-    /// The attended values `[tokens, heads * dim]`.
+    /// The attended values `[tokens that ask, heads * dim]`.
     fn attend(
         &self,
         query: &Tensor,
@@ -204,17 +105,18 @@ impl Attention {
                 let mixed = self.kernel(&view(query)?, &view(key)?, &view(value)?, None)?;
                 Ok(mixed.f_transpose(1, 2)?.f_reshape([rows * length, self.heads.query * self.heads.dim])?)
             }
-            Plan::Padded(padded) => {
-                let (query, key, value) = (padded.pad(query)?, padded.pad(key)?, padded.pad(value)?);
-                padded.unpad(&self.kernel(&query, &key, &value, Some(&padded.mask))?)
+            Plan::Padded(padded) | Plan::Partial { padded, .. } => {
+                let Padded { queries, keys, mask } = padded;
+                let (query, key, value) = (queries.pad(query)?, keys.pad(key)?, keys.pad(value)?);
+                queries.unpad(&self.kernel(&query, &key, &value, Some(mask))?)
             }
-            Plan::Cached { padded, slots, longest_key } => {
+            Plan::Cached { queries, mask, slots, longest_key } => {
                 let Some((cache, block)) = cache else {
                     return Err(crate::Error::mismatch("attention over a cache", "a cache", "none"));
                 };
                 let (keys, values) = cache.extend(block, slots, (key, value), *longest_key)?;
                 let (keys, values) = (keys.f_transpose(1, 2)?, values.f_transpose(1, 2)?);
-                padded.unpad(&self.kernel(&padded.pad(query)?, &keys, &values, Some(&padded.mask))?)
+                queries.unpad(&self.kernel(&queries.pad(query)?, &keys, &values, Some(mask))?)
             }
         }
     }
@@ -228,6 +130,10 @@ impl Attention {
             let repeats = self.heads.query / self.heads.kv;
             let repeat = |x: &Tensor| x.f_repeat_interleave_self_int(repeats, 1, None::<i64>);
             return sdpa(query, &repeat(key)?, &repeat(value)?, mask, false);
+        }
+        let few = query.device() == Device::Cpu && query.kind() == Kind::BFloat16 && key.size()[2] <= FEW_KEYS;
+        if few && is_recorded(query)? {
+            return in_products(query, key, value, mask);
         }
         sdpa(query, key, value, mask, grouped)
     }
@@ -260,4 +166,57 @@ impl Attention {
 fn sdpa(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>, grouped: bool) -> Result<Tensor> {
     let causal = mask.is_none();
     Ok(Tensor::f_scaled_dot_product_attention(query, key, value, mask, 0.0, causal, None, grouped)?)
+}
+
+/// Up to so many keys products of whole matrices are faster in bfloat16 on a CPU, forward and backward, than libtorch's
+/// kernel, which goes back through its blocks in float32.
+const FEW_KEYS: i64 = 256;
+
+/// The same as [`sdpa`], but that scores are rounded to the dtype, as in the eager attention of transformers; the softmax is in
+/// float32. The heads that share keys are one matrix.
+fn in_products(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+    let [rows, heads, queries, dim] = [0, 1, 2, 3].map(|at| query.size()[at]);
+    let [kv, keys] = [1, 2].map(|at| key.size()[at]);
+    let unseen = match mask {
+        Some(mask) => mask.f_logical_not()?.f_unsqueeze(2)?,
+        None => Tensor::f_ones([queries, keys], (Kind::Bool, query.device()))?.f_triu(1)?,
+    };
+    let query = query.f_reshape([rows * kv, heads / kv * queries, dim])?;
+    let [key, value] = [key, value].map(|one| one.f_reshape([rows * kv, keys, dim]));
+    let scores = query.f_bmm(&key?.f_transpose(1, 2)?)?.f_view([rows, kv, heads / kv, queries, keys])?;
+    let scores = scores.f_to_kind(Kind::Float)?.f_mul_scalar((dim as f64).sqrt().recip())?;
+    let shares = scores.f_masked_fill(&unseen, f64::NEG_INFINITY)?.f_softmax(-1, None::<Kind>)?;
+    let shares = shares.f_to_kind(query.kind())?.f_view([rows * kv, heads / kv * queries, keys])?;
+    Ok(shares.f_bmm(&value?)?.f_view([rows, heads, queries, dim])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Heads that share keys, with a mask and causal, against libtorch's kernel in float32.
+    #[test]
+    fn attention_in_products_is_the_kernels() {
+        tch::manual_seed(0);
+        let random = |heads, tokens| Tensor::randn([3, heads, tokens, 16], (Kind::Float, Device::Cpu));
+        for (queries, masked) in [(7, true), (12, false)] {
+            let inputs = [random(6, queries), random(2, 12), random(2, 12)].map(|one| one.to_kind(Kind::BFloat16));
+            let mask = Tensor::rand([3, 1, queries, 12], (Kind::Float, Device::Cpu)).lt(0.6);
+            let _ = mask.narrow(3, 0, 1).fill_(1);
+            let mask = masked.then_some(&mask);
+            let weights = random(6, queries);
+            let run = |kind, kernel: &dyn Fn(&[Tensor; 3]) -> Result<Tensor>| {
+                let inputs = inputs.each_ref().map(|one| one.to_kind(kind).set_requires_grad(true));
+                let mixed = kernel(&inputs).unwrap().to_kind(Kind::Float);
+                let gradients = Tensor::run_backward(&[(&mixed * &weights).sum(Kind::Float)], &inputs, false, false);
+                gradients.into_iter().chain([mixed.detach()]).collect::<Vec<_>>()
+            };
+            let expected = run(Kind::Float, &|[q, k, v]| sdpa(q, k, v, mask, true));
+            let found = run(Kind::BFloat16, &|[q, k, v]| in_products(q, k, v, mask));
+            for (found, expected) in found.iter().zip(&expected) {
+                let error = (found.to_kind(Kind::Float) - expected).abs().max().double_value(&[]);
+                assert!(error < 0.02 * expected.abs().max().double_value(&[]), "{error}");
+            }
+        }
+    }
 }

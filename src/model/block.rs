@@ -3,12 +3,13 @@
 use tch::Tensor;
 
 use super::{
-    attention::{Attention, Plan},
+    attention::Attention,
     cache::KvCache,
     config::DecoderConfig,
     linear::{Linear, LinearMode},
     mlp::GatedMlp,
     norm::RmsNorm,
+    plan::Plan,
     rope::Rotation,
     weights::WeightSource,
 };
@@ -37,7 +38,7 @@ impl Block {
         })
     }
 
-    /// `[tokens, hidden]` to the same.
+    /// `[tokens, hidden]` to the same for the tokens that the plan lets go on.
     pub(super) fn forward(
         &self,
         x: &Tensor,
@@ -47,7 +48,7 @@ impl Block {
         mode: LinearMode,
     ) -> Result<Tensor> {
         let attended = self.attention.forward(&self.attention_norm.forward(x)?, rotation, plan, cache, mode)?;
-        let x = x.f_add(&attended)?;
+        let x = plan.asking(x)?.f_add(&attended)?;
         Ok(x.f_add(&self.mlp.forward(&self.mlp_norm.forward(&x)?, mode)?)?)
     }
 

@@ -7,7 +7,7 @@ use super::{
     head,
     perturbation::Perturbation,
 };
-use crate::{Batch, Error, Layout, Result};
+use crate::{Batch, Error, Layout, Result, Targets, tensor};
 
 /// A causal language model that reads embeddings.
 ///
@@ -37,7 +37,7 @@ use crate::{Batch, Error, Layout, Result};
 ///         &self.embedding
 ///     }
 ///     fn hidden(&self, input: &Input) -> Result<Hidden> {
-///         Ok(Hidden { last: input.embeddings().shallow_clone(), tapped: Vec::new() })
+///         Ok(Hidden { last: input.embeddings().shallow_clone(), last_of: None, tapped: Vec::new() })
 ///     }
 ///     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
 ///         Ok(hidden.f_matmul(&self.head.f_tr()?)?)
@@ -215,7 +215,17 @@ pub enum Adapter {
     Off,
 }
 
-/// How a pass is made. The default: adapter on, no dropout, nothing tapped.
+/// Of which tokens the final hidden states are wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Last {
+    /// Of all.
+    #[default]
+    All,
+    /// At least of those that predict a target: a model may leave the others out, and so most of its last block.
+    Predictors,
+}
+
+/// How a pass is made. The default: adapter on, no dropout, nothing tapped, all tokens.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Pass<'a> {
     /// Whether the adapter takes part.
@@ -224,6 +234,8 @@ pub struct Pass<'a> {
     pub dropout: bool,
     /// The blocks whose output is wanted too.
     pub taps: &'a [usize],
+    /// Of which tokens the final hidden states are wanted.
+    pub last: Last,
 }
 
 /// Values added to what enters a block.
@@ -324,6 +336,24 @@ fn check_ids(batch: &Batch, vocabulary: i64) -> Result<()> {
 pub struct Hidden {
     /// Final hidden states, behind the last norm `[tokens, hidden]`, in the model's dtype.
     pub last: Tensor,
+    /// The tokens that `last` is of, packed indices, ascending; `None`: all of them, in order.
+    pub last_of: Option<Vec<usize>>,
     /// The output of each tapped block `[tokens, hidden]`, in the order of [`Pass::taps`].
     pub tapped: Vec<Tensor>,
+}
+
+impl Hidden {
+    /// The final hidden states `[targets, hidden]` of the tokens that predict these targets.
+    ///
+    /// # Errors
+    /// If the pass was not asked for one of them, or libtorch fails.
+    pub fn predicting(&self, targets: &Targets) -> Result<Tensor> {
+        let Some(tokens) = &self.last_of else { return Ok(self.last.f_index_select(0, &targets.predictors)?) };
+        let place = |predictor: usize| match tokens.binary_search(&predictor) {
+            Ok(place) => Ok(place as i64),
+            Err(_) => Err(Error::mismatch("final hidden states", format!("those of token {predictor} too"), "others")),
+        };
+        let places = targets.list.iter().map(|target| place(target.predictor)).collect::<Result<Vec<_>>>()?;
+        Ok(self.last.f_index_select(0, &tensor::index(&places, self.last.device())?)?)
+    }
 }

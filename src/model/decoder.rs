@@ -10,10 +10,9 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    attention::Plan,
     block::Block,
     cache::KvCache,
-    causal_lm::{CausalLm, Hidden, Input, Parameter, TrainableLm},
+    causal_lm::{CausalLm, Hidden, Input, Last, Parameter, TrainableLm},
     config::{DecoderConfig, NormKind},
     generate::{self, Generation},
     head,
@@ -21,6 +20,7 @@ use super::{
     lora::LoraConfig,
     norm::RmsNorm,
     perturbation::Perturbation,
+    plan::Plan,
     product,
     rope::Rope,
     weights::{FolderWeights, RandomWeights, WeightSource},
@@ -201,6 +201,11 @@ impl Decoder {
             None => Plan::new(layout, self.config.sliding_window, device)?,
         };
         let mode = LinearMode { adapter: input.pass().adapter, dropout: input.pass().dropout };
+        let last = self.last_of(input, cache.is_some());
+        let last_plan = match &last {
+            Some(asking) => Some(Plan::partial(layout, asking, self.config.sliding_window, device)?),
+            None => None,
+        };
         let mut x = self.enter(input.embeddings())?;
         let mut tapped: Vec<Option<Tensor>> = input.pass().taps.iter().map(|_| None).collect();
         for (index, block) in self.blocks.iter().enumerate() {
@@ -208,7 +213,8 @@ impl Decoder {
                 x = x.f_index_add(0, &addition.tokens, &addition.values.f_to_kind(self.kind)?)?;
             }
             let cache = cache.as_deref_mut().map(|cache| (cache, index));
-            x = block.forward(&x, &rotation, &plan, cache, mode).context(|| format!("running block {index}"))?;
+            let plan = last_plan.as_ref().filter(|_| index + 1 == self.blocks.len()).unwrap_or(&plan);
+            x = block.forward(&x, &rotation, plan, cache, mode).context(|| format!("running block {index}"))?;
             for (tap, slot) in input.pass().taps.iter().zip(&mut tapped) {
                 if *tap == index {
                     *slot = Some(x.shallow_clone());
@@ -226,7 +232,15 @@ impl Decoder {
                 format!("{:?}", input.pass().taps),
             )
         })?;
-        Ok(Hidden { last: self.norm.forward(&x)?, tapped })
+        Ok(Hidden { last: self.norm.forward(&x)?, last_of: last, tapped })
+    }
+
+    /// The tokens that alone must come out of the last block, packed indices; `None`: all.
+    fn last_of(&self, input: &Input, cached: bool) -> Option<Vec<usize>> {
+        let whole = input.pass().last == Last::All || cached || self.blocks.is_empty();
+        let tapped = input.pass().taps.iter().any(|tap| tap + 1 == self.blocks.len());
+        let predictors = if whole || tapped { Vec::new() } else { input.layout().predictors() };
+        Some(predictors).filter(|predictors| !predictors.is_empty())
     }
 
     pub(super) fn new_cache(&self, rows: usize) -> Result<KvCache> {

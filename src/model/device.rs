@@ -42,7 +42,7 @@ impl Dtype {
             Self::Auto if device.is_cuda() => Kind::BFloat16,
             Self::Auto | Self::Float32 => Kind::Float,
             Self::Bfloat16 => {
-                if device == Device::Cpu && !has_bf16_unit() {
+                if device == Device::Cpu && !has_bfloat16_unit() {
                     tracing::warn!("bfloat16 on a processor without a bfloat16 unit is far slower than float32");
                 }
                 Kind::BFloat16
@@ -53,13 +53,15 @@ impl Dtype {
     }
 }
 
+/// Whether this machine's processor multiplies bfloat16 itself, and libtorch knows how to have it do so.
 #[cfg(target_arch = "x86_64")]
-fn has_bf16_unit() -> bool {
+pub fn has_bfloat16_unit() -> bool {
     std::arch::is_x86_feature_detected!("avx512bf16")
 }
 
+/// Whether this machine's processor multiplies bfloat16 itself, and libtorch knows how to have it do so.
 #[cfg(not(target_arch = "x86_64"))]
-fn has_bf16_unit() -> bool {
+pub fn has_bfloat16_unit() -> bool {
     false
 }
 

@@ -91,7 +91,10 @@ impl Linear {
             Some(lora) if merge && lora.a.kind() == self.weight.kind() => {
                 Self { weight: self.merged()?, original: Some(Box::new(same.weight)), ..same }
             }
-            Some(lora) => Self { lora: Some(Lora { a: lora.a.f_detach()?, b: lora.b.f_detach()?, ..*lora }), ..same },
+            Some(lora) => {
+                let cast = |factor: &Tensor| factor.f_detach()?.f_to_kind(self.weight.kind());
+                Self { lora: Some(Lora { a: cast(&lora.a)?, b: cast(&lora.b)?, ..*lora }), ..same }
+            }
             None => {
                 Self { original: self.original.as_ref().map(|one| one.f_detach().map(Box::new)).transpose()?, ..same }
             }
@@ -109,7 +112,8 @@ impl Lora {
         } else {
             product::linear(x, &a, None)?
         };
-        Ok(product::linear(&low, &b, None)?.f_mul_scalar(self.scale)?)
+        // Scaled where it is narrow.
+        product::linear(&low.f_mul_scalar(self.scale)?, &b, None)
     }
 }
 

@@ -17,15 +17,16 @@ mod lora;
 mod mlp;
 mod norm;
 mod perturbation;
+mod plan;
 mod product;
 mod rope;
 mod weights;
 
 pub use array::{to_array, to_tensor};
-pub use causal_lm::{Adapter, Addition, CausalLm, Hidden, Input, Parameter, Pass, TrainableLm};
+pub use causal_lm::{Adapter, Addition, CausalLm, Hidden, Input, Last, Parameter, Pass, TrainableLm};
 pub use config::{Activation, DecoderConfig, Family, NormKind, Projection, RopeConfig, RopeScaling};
 pub use decoder::Decoder;
-pub use device::{Dtype, device};
+pub use device::{Dtype, device, has_bfloat16_unit};
 pub use generate::{Generation, Sampling};
 pub use lora::LoraConfig;
 pub use perturbation::{Perturbation, Place, Site};

@@ -4,7 +4,10 @@ use std::f64::consts::PI;
 
 use tch::{Device, Kind, Tensor};
 
-use super::config::{RopeConfig, RopeScaling};
+use super::{
+    config::{RopeConfig, RopeScaling},
+    plan::Plan,
+};
 use crate::Result;
 
 /// The frequencies of a model.
@@ -104,6 +107,11 @@ fn llama3(frequency: f64, factor: f64, low: f64, high: f64, original: f64) -> f6
 }
 
 impl Rotation {
+    /// The rotation of the tokens that ask.
+    pub(super) fn asking(&self, plan: &Plan) -> Result<Self> {
+        Ok(Self { cos: plan.asking(&self.cos)?, sin: plan.asking(&self.sin)? })
+    }
+
     /// Rotates `[tokens, heads, head_dim]`: the first `rotary_dim` numbers of each head, in halves.
     pub(super) fn apply(&self, x: &Tensor) -> Result<Tensor> {
         let rotary = self.cos.size()[2];

@@ -173,7 +173,7 @@ impl CausalLm for Bigram {
         &self.embedding
     }
     fn hidden(&self, input: &Input) -> Result<Hidden> {
-        Ok(Hidden { last: input.embeddings().shallow_clone(), tapped: Vec::new() })
+        Ok(Hidden { last: input.embeddings().shallow_clone(), last_of: None, tapped: Vec::new() })
     }
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
         Ok(hidden.f_matmul(&self.head.f_tr()?)?)

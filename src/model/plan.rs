@@ -1,0 +1,155 @@
+//! Which token attends to which, and the padding that attention needs.
+
+use tch::{Device, Tensor};
+
+use super::cache::KvCache;
+use crate::{Layout, Result, tensor::index};
+
+/// How a layout is attended to: made once per pass, shared by all blocks, but for the last where only some tokens go on behind
+/// it. Padding exists only in here.
+#[derive(Debug)]
+pub(super) enum Plan {
+    /// Rows of one length, each token sees all before it: a view and the causal kernel.
+    Uniform {
+        /// Rows, and tokens of each.
+        rows: i64,
+        length: i64,
+    },
+    /// Anything else: rows are filled up, a mask says what is seen.
+    Padded(Padded),
+    /// Only some tokens ask and go on; all are asked.
+    Partial {
+        /// Packed indices of those that ask, ascending.
+        asking: Tensor,
+        padded: Padded,
+    },
+    /// New tokens of rows whose earlier tokens are in a cache.
+    Cached {
+        queries: Grid,
+        /// `[rows, 1, longest, keys]`, true where seen.
+        mask: Tensor,
+        /// Slots of the cache `[tokens]` that the new tokens go to.
+        slots: Tensor,
+        /// Slots that the mask spans.
+        longest_key: usize,
+    },
+}
+
+#[derive(Debug)]
+pub(super) struct Padded {
+    pub(super) queries: Grid,
+    pub(super) keys: Grid,
+    /// `[rows, 1, most queries of a row, longest]`, true where seen.
+    pub(super) mask: Tensor,
+}
+
+/// Packed tokens as rows of one length.
+#[derive(Debug)]
+pub(super) struct Grid {
+    rows: i64,
+    longest: i64,
+    /// For each padded place the packed token that fills it, `[rows * longest]`; padding takes token 0.
+    fill: Tensor,
+    /// The padded place of each packed token `[tokens]`.
+    place: Tensor,
+}
+
+impl Plan {
+    pub(super) fn new(layout: &Layout, window: Option<usize>, device: Device) -> Result<Self> {
+        let longest = layout.longest_row();
+        let same_length = layout.rows().iter().all(|row| row.tokens().len() == longest);
+        if same_length && layout.is_linear() && window.is_none_or(|window| window >= longest) {
+            return Ok(Self::Uniform { rows: layout.rows().len() as i64, length: longest as i64 });
+        }
+        let all: Vec<usize> = (0..layout.tokens()).collect();
+        Ok(Self::Padded(Padded::new(layout, &all, window, device)?))
+    }
+
+    /// For a block behind which only some tokens go on: `asking` are their packed indices, ascending.
+    pub(super) fn partial(layout: &Layout, asking: &[usize], window: Option<usize>, device: Device) -> Result<Self> {
+        let padded = Padded::new(layout, asking, window, device)?;
+        let asking: Vec<i64> = asking.iter().map(|token| *token as i64).collect();
+        Ok(Self::Partial { asking: index(&asking, device)?, padded })
+    }
+
+    /// For rows of prompts alone whose earlier tokens are in `cache`, which is given room for these.
+    pub(super) fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
+        let added = lengths(layout);
+        cache.make_room(&added)?;
+        let longest = layout.longest_row();
+        let longest_key = cache.lengths().iter().zip(&added).map(|(old, new)| old + new).max().unwrap_or(0);
+        let mut mask = Vec::with_capacity(added.len() * longest * longest_key);
+        for old in cache.lengths() {
+            for query in 0..longest {
+                let position = old + query;
+                mask.extend(
+                    (0..longest_key).map(|key| key <= position && window.is_none_or(|window| position < key + window)),
+                );
+            }
+        }
+        let size = [added.len() as i64, 1, longest as i64, longest_key as i64];
+        Ok(Self::Cached {
+            queries: Grid::new(&added, device)?,
+            mask: Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?,
+            slots: index(&cache.slots(&added), device)?,
+            longest_key,
+        })
+    }
+
+    /// Of what is `[tokens, …]` the tokens that ask and go on.
+    pub(super) fn asking(&self, x: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Partial { asking, .. } => Ok(x.f_index_select(0, asking)?),
+            _ => Ok(x.shallow_clone()),
+        }
+    }
+}
+
+fn lengths(layout: &Layout) -> Vec<usize> {
+    layout.rows().iter().map(|row| row.tokens().len()).collect()
+}
+
+impl Padded {
+    fn new(layout: &Layout, asking: &[usize], window: Option<usize>, device: Device) -> Result<Self> {
+        let asking = layout.by_row(asking);
+        Ok(Self {
+            queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), device)?,
+            keys: Grid::new(&lengths(layout), device)?,
+            mask: layout.mask(&asking, window, device)?.f_unsqueeze(1)?,
+        })
+    }
+}
+
+impl Grid {
+    fn new(lengths: &[usize], device: Device) -> Result<Self> {
+        let longest = lengths.iter().copied().max().unwrap_or(0);
+        let mut fill = vec![0i64; lengths.len() * longest];
+        let mut place = Vec::with_capacity(lengths.iter().sum());
+        for (row, length) in lengths.iter().enumerate() {
+            for (at, fill) in fill.iter_mut().enumerate().skip(row * longest).take(*length) {
+                *fill = place.len() as i64;
+                place.push(at as i64);
+            }
+        }
+        Ok(Self {
+            rows: lengths.len() as i64,
+            longest: longest as i64,
+            fill: index(&fill, device)?,
+            place: index(&place, device)?,
+        })
+    }
+
+    /// `[tokens, heads, dim]` to `[rows, heads, longest, dim]`.
+    pub(super) fn pad(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        let padded = x.f_index_select(0, &self.fill)?.f_view([self.rows, self.longest, size[1], size[2]])?;
+        Ok(padded.f_transpose(1, 2)?)
+    }
+
+    /// `[rows, heads, longest, dim]` to `[tokens, heads * dim]`.
+    pub(super) fn unpad(&self, x: &Tensor) -> Result<Tensor> {
+        let size = x.size();
+        let flat = x.f_transpose(1, 2)?.f_reshape([self.rows * self.longest, size[1] * size[3]])?;
+        Ok(flat.f_index_select(0, &self.place)?)
+    }
+}
