@@ -81,6 +81,10 @@ fn signs(vector: Vec<f64>) -> Vec<f64> {
     vector.into_iter().map(f64::signum).collect()
 }
 
+fn roots(vector: Vec<f64>) -> Vec<f64> {
+    unit(vector.into_iter().map(|one| one.signum() * one.abs().sqrt()).collect())
+}
+
 fn add_unit(sum: &mut [f64], decay: f64, gradient: Vec<f64>) -> Vec<f64> {
     sum.iter_mut().zip(unit(gradient)).for_each(|(sum, one)| *sum = decay * *sum + one);
     sum.to_vec()
@@ -134,6 +138,7 @@ fn every_step_rule_is_its_formula() {
         (StepRule::Sign, None, StepSize::Absolute(0.05), hand.descend(&[0.05; 4], |g, _| signs(g))),
         (StepRule::Sign, None, StepSize::Constant(0.9), hand.descend(&[0.9 * coordinate; 4], |g, _| signs(g))),
         (StepRule::Sign, None, StepSize::Decaying(0.7), hand.descend(&decaying(0.7 * coordinate), |g, _| signs(g))),
+        (StepRule::Root, None, StepSize::Decaying(0.8), hand.descend(&decaying(0.8 * RADIUS), |g, _| roots(g))),
         (StepRule::L2, None, StepSize::Absolute(0.1), hand.descend(&[0.1; 4], |g, _| unit(g))),
         (StepRule::L2, None, StepSize::Constant(0.5), hand.descend(&[0.5 * RADIUS; 4], |g, _| unit(g))),
         (StepRule::L2, None, StepSize::Decaying(1.0), hand.descend(&decaying(RADIUS), |g, _| unit(g))),

@@ -43,6 +43,9 @@ pub enum StepRule {
     /// The gradient divided by its size in the norm of the threat set: each token's by its L2 norm, with [`Norm::Linf`]
     /// by its largest number, and with [`Norm::RowL2`] each row's by the L2 norm of the row.
     L2,
+    /// The square root of every number of the gradient, with its sign, divided as [`StepRule::L2`] divides: between the
+    /// sign, which moves all numbers alike, and the gradient itself, which moves few.
+    Root,
     /// Adam (Kingma and Ba 2015), each number on its own.
     Adam {
         /// Decay of the mean gradient.
@@ -62,8 +65,8 @@ pub struct Momentum {
     pub decay: f64,
 }
 
-/// The length of a step. A relative step of 1 is one radius long in the norm of the threat set: with [`StepRule::L2`]
-/// that is how far a token moves, or a row with [`Norm::RowL2`]. With [`StepRule::Sign`] and [`StepRule::Adam`] every
+/// The length of a step. A relative step of 1 is one radius long in the norm of the threat set: with [`StepRule::L2`] and
+/// [`StepRule::Root`] that is how far a token moves, or a row with [`Norm::RowL2`]. With [`StepRule::Sign`] and [`StepRule::Adam`] every
 /// number moves by radius / sqrt(n), n being how many numbers the norm is taken of (a token's, or with [`Norm::RowL2`]
 /// a row's), and with [`Norm::Linf`] by the radius.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -119,7 +122,7 @@ impl Pgd {
 
     /// Whether a direction is about 1 in every number, rather than in the norm.
     fn moves_numbers(&self) -> bool {
-        !matches!(self.rule, StepRule::L2)
+        matches!(self.rule, StepRule::Sign | StepRule::Adam { .. })
     }
 
     /// Where a step is shared among the tokens of a row, what each gets of it `[places, 1]`: 1 / sqrt(tokens).
@@ -169,6 +172,10 @@ impl Pgd {
         };
         match self.rule {
             StepRule::Sign => Ok(followed.f_sign()?),
+            StepRule::Root => {
+                let unit = self.normalised(&followed, rows)?;
+                self.normalised(&unit.f_sign()?.f_mul(&unit.f_abs()?.f_sqrt()?)?, rows)
+            }
             _ => self.normalised(&followed, rows),
         }
     }
