@@ -10,16 +10,18 @@ mod common;
 
 use std::fs;
 
+use advtrain::Dtype;
 use common::{ALGORITHMS, LENGTHS};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with("--")).collect();
-    let [row, shape, lengths] = arguments.as_slice() else {
-        eprintln!("usage: memory attack|advipo|advul SHAPE equal|ragged");
+    let [row, shape, lengths, rest @ ..] = arguments.as_slice() else {
+        eprintln!("usage: memory attack|advipo|advul SHAPE equal|ragged [DTYPE]");
         return;
     };
+    let dtype: Dtype = rest.first().map_or("float32", String::as_str).parse().expect("a dtype");
     let lengths = LENGTHS.into_iter().find(|one| one.name() == lengths).expect("lengths are equal or ragged");
-    let model = common::model(shape);
+    let model = common::model(shape, dtype);
     fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
     let built = resident("VmRSS:");
     let twice = |work: &mut dyn FnMut()| (0..2).for_each(|_| work());

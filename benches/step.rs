@@ -14,7 +14,7 @@ mod common;
 use std::{cell::OnceCell, hint::black_box, time::Instant};
 
 use advtrain::tch::{Device, Kind, Tensor};
-use common::{ALGORITHMS, LENGTHS, SHAPES, STEPS};
+use common::{ALGORITHMS, LENGTHS, Lengths, SHAPES, STEPS, dtypes};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
 /// The same work, done once: what is allocated in it is then there, also for `--quick`, which has no warm-up of its own.
@@ -24,15 +24,15 @@ fn warmed<W: FnMut()>(mut work: W) -> W {
 }
 
 fn attack(criterion: &mut Criterion) {
-    let mut group = criterion.benchmark_group("attack");
-    group.sample_size(10).sampling_mode(SamplingMode::Flat);
-    for shape in SHAPES {
-        for lengths in LENGTHS {
+    for (dtype, suffix) in dtypes() {
+        let mut group = criterion.benchmark_group(format!("attack{suffix}"));
+        group.sample_size(10).sampling_mode(SamplingMode::Flat);
+        for (shape, lengths) in rows() {
             // Criterion calls the function for every sample, and not at all where it is filtered out.
             let model = OnceCell::new();
             let mut attack = None;
             group.bench_function(BenchmarkId::new(shape, lengths.name()), |bencher| {
-                let model = model.get_or_init(|| common::model(shape));
+                let model = model.get_or_init(|| common::model(shape, dtype));
                 let attack = attack.get_or_insert_with(|| warmed(common::attack(model, lengths)));
                 // A whole attack is run, merging the adapter included, and its time divided.
                 bencher.iter_custom(|attacks| {
@@ -42,35 +42,48 @@ fn attack(criterion: &mut Criterion) {
                 });
             });
         }
-    }
-    group.finish();
-}
-
-fn update(criterion: &mut Criterion) {
-    for algorithm in ALGORITHMS {
-        let mut group = criterion.benchmark_group(algorithm.name());
-        group.sample_size(10).sampling_mode(SamplingMode::Flat);
-        for shape in SHAPES {
-            for lengths in LENGTHS {
-                let mut update = None;
-                group.bench_function(BenchmarkId::new(shape, lengths.name()), |bencher| {
-                    let make = || warmed(common::update(common::model(shape), algorithm, lengths));
-                    let update = update.get_or_insert_with(make);
-                    bencher.iter(update);
-                });
-            }
-        }
         group.finish();
     }
 }
 
-/// Two square matrices of 2048, in float32: operations per second are what an iteration's floor is computed from.
+fn update(criterion: &mut Criterion) {
+    for (dtype, suffix) in dtypes() {
+        for algorithm in ALGORITHMS {
+            let mut group = criterion.benchmark_group(format!("{}{suffix}", algorithm.name()));
+            group.sample_size(10).sampling_mode(SamplingMode::Flat);
+            for (shape, lengths) in rows() {
+                let mut update = None;
+                group.bench_function(BenchmarkId::new(shape, lengths.name()), |bencher| {
+                    let make = || warmed(common::update(common::model(shape, dtype), algorithm, lengths));
+                    let update = update.get_or_insert_with(make);
+                    bencher.iter(update);
+                });
+            }
+            group.finish();
+        }
+    }
+}
+
+fn rows() -> impl Iterator<Item = (&'static str, Lengths)> {
+    SHAPES.into_iter().flat_map(|shape| LENGTHS.map(|lengths| (shape, lengths)))
+}
+
+/// Two square matrices of 2048: operations per second are what an iteration's floor is computed from. `float32` is what libtorch
+/// does by itself, `float32-onednn` the same as a convolution, as this crate has its products done.
 fn product(criterion: &mut Criterion) {
     const SIZE: i64 = 2048;
     let mut group = criterion.benchmark_group("product");
     group.throughput(Throughput::Elements(2 * (SIZE * SIZE * SIZE) as u64));
-    let [left, right] = [(), ()].map(|()| Tensor::randn([SIZE, SIZE], (Kind::Float, Device::Cpu)));
+    let random = || Tensor::randn([SIZE, SIZE], (Kind::Float, Device::Cpu));
+    let [left, right] = [random(), random()];
     group.bench_function("float32", |bencher| bencher.iter(|| black_box(left.matmul(&right))));
+    let (picture, kernel) = (left.view([1, SIZE, 1, SIZE]).permute([0, 3, 1, 2]), right.view([SIZE, SIZE, 1, 1]));
+    let convolution = || picture.conv2d(&kernel, None::<&Tensor>, [1, 1], [0, 0], [1, 1], 1);
+    group.bench_function("float32-onednn", |bencher| bencher.iter(|| black_box(convolution())));
+    if dtypes().len() > 1 {
+        let [left, right] = [&left, &right].map(|one| one.to_kind(Kind::BFloat16));
+        group.bench_function("bfloat16", |bencher| bencher.iter(|| black_box(left.matmul(&right))));
+    }
     group.finish();
 }
 

@@ -3,9 +3,8 @@
 
 use advtrain::{
     AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
-    Decoder, Draws, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens, TrainSettings,
-    TrainingData,
-    tch::{Device, Kind},
+    Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens,
+    TrainSettings, TrainingData, tch::Device,
 };
 use serde_json::Value;
 
@@ -51,11 +50,23 @@ impl Algorithm {
     }
 }
 
+/// The dtypes that are worth timing on this machine's processor, and what a benchmark's name has of them.
+pub fn dtypes() -> Vec<(Dtype, &'static str)> {
+    let mut dtypes = vec![(Dtype::Float32, "")];
+    if advtrain::has_bfloat16_unit() {
+        dtypes.push((Dtype::Bfloat16, "-bfloat16"));
+    } else {
+        eprintln!("bfloat16: left out, this processor has no unit for it");
+    }
+    dtypes
+}
+
 /// A random model of a shape of `benches/shapes.json`, with the paper's adapter.
-pub fn model(shape: &str) -> Decoder {
+pub fn model(shape: &str, dtype: Dtype) -> Decoder {
     let shapes: Value = serde_json::from_str(include_str!("../shapes.json")).expect("shapes.json is JSON");
     let config = shapes[shape].clone();
-    let mut model = Decoder::random(config, 0.02, 0, Kind::Float, Device::Cpu).expect("the shape is a valid config");
+    let mut model =
+        Decoder::random(config, 0.02, 0, dtype.on(Device::Cpu), Device::Cpu).expect("the shape is a valid config");
     model.add_lora(&LoraConfig::default(), 0).expect("the default adapter fits every model");
     model
 }
