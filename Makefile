@@ -5,7 +5,7 @@ TORCH := 2.11.0
 # Prints the folder of that Python's PyTorch if it is the wanted version.
 FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+")[0] == "$(TORCH)" and print(Path(torch.__file__).parent)
 
-.PHONY: libtorch build test test-real demo bench-peers lint clean
+.PHONY: libtorch build test test-real demo bench-peers plots lint clean
 
 # Links .libtorch, which .cargo/config.toml names, to the LIBTORCH that is set, else to the PyTorch of a python3 that has the
 # right one, else to that of a virtual environment of its own. A link to another version is replaced.
@@ -53,9 +53,15 @@ $(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests
 	$(REAL_PYTHON) tests/real/smollm2.py $(REAL)/smollm2
 	touch $@
 
-# Takes hours; goes on where it was stopped.
+# Takes hours; goes on where it was stopped. DEVICE=cuda is for a machine with a GPU.
+DEVICE ?= cpu
 bench-peers: $(REAL)/ready
-	$(REAL_PYTHON) benches/peers/compare.py
+	$(REAL_PYTHON) benches/peers/compare.py --device $(DEVICE)
+
+# From what `cargo bench --bench strength` and `--bench growth` measured.
+plots: $(REAL)/ready
+	$(REAL_PYTHON) -m pip install --quiet -r benches/requirements.txt
+	$(REAL_PYTHON) benches/plot.py
 
 # Nothing here needs libtorch.
 lint:

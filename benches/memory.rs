@@ -4,11 +4,12 @@
 //! cargo bench --bench memory -- attack gemma-small equal
 //! ```
 //!
-//! Prints MiB as a number. Linux alone: it reads `/proc`.
+//! Prints MiB as a number. Linux alone: it reads `/proc`. With `BENCH_DEVICE=cuda` it is the GPU's memory that this process holds, as
+//! `nvidia-smi` tells it: libtorch keeps what it once had, so that it is the peak at the end.
 
 mod common;
 
-use std::fs;
+use std::{fs, process::Command};
 
 use advtrain::Dtype;
 use common::{ALGORITHMS, LENGTHS};
@@ -22,8 +23,7 @@ fn main() {
     let dtype: Dtype = rest.first().map_or("float32", String::as_str).parse().expect("a dtype");
     let lengths = LENGTHS.into_iter().find(|one| one.name() == lengths).expect("lengths are equal or ragged");
     let model = common::model(shape, dtype);
-    fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
-    let built = resident("VmRSS:");
+    let memory = Memory::begin();
     let twice = |work: &mut dyn FnMut()| (0..2).for_each(|_| work());
     if row == "attack" {
         twice(&mut common::attack(&model, lengths));
@@ -31,12 +31,43 @@ fn main() {
         let algorithm = ALGORITHMS.into_iter().find(|one| one.name() == row).expect("rows are attack, advipo or advul");
         twice(&mut common::update(model, algorithm, lengths));
     }
-    println!("{}", (resident("VmHWM:") - built) / 1024);
+    println!("{}", memory.used());
 }
 
-/// A field of this process's status, in KiB.
+/// What this process held when it began to count, in MiB.
+struct Memory {
+    on_gpu: bool,
+    before: u64,
+}
+
+impl Memory {
+    fn begin() -> Self {
+        let on_gpu = common::device().is_cuda();
+        if on_gpu {
+            return Self { on_gpu, before: held_on_gpu() };
+        }
+        fs::write("/proc/self/clear_refs", "5").expect("the peak can be reset");
+        Self { on_gpu, before: resident("VmRSS:") }
+    }
+
+    /// What it held at most since then, less that.
+    fn used(&self) -> u64 {
+        (if self.on_gpu { held_on_gpu() } else { resident("VmHWM:") }) - self.before
+    }
+}
+
+fn held_on_gpu() -> u64 {
+    let query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"];
+    let listed = Command::new("nvidia-smi").args(query).output().expect("nvidia-smi is there");
+    let listed = String::from_utf8(listed.stdout).expect("text");
+    let mut processes = listed.lines().filter_map(|line| line.split_once(", "));
+    let own = processes.find(|(pid, _)| pid.parse() == Ok(std::process::id())).expect("this process is listed");
+    own.1.parse().expect("a number of MiB")
+}
+
+/// A field of this process's status, in MiB.
 fn resident(field: &str) -> u64 {
     let status = fs::read_to_string("/proc/self/status").expect("this is Linux");
     let line = status.lines().find(|line| line.starts_with(field)).expect("the field is there");
-    line.split_whitespace().nth(1).and_then(|number| number.parse().ok()).expect("a number of KiB")
+    line.split_whitespace().nth(1).and_then(|number| number.parse::<u64>().ok()).expect("a number of KiB") / 1024
 }

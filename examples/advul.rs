@@ -20,10 +20,13 @@ use support::{
 };
 
 fn main() {
-    let preset = RunConfig::preset(Algorithm::AdvUl, Preset::Corrected, ModelPreset::Gemma2b);
-    let mut toy = toy::settings(preset, 200);
+    job::main(Arguments::parse(), Plan { name: "advul", algorithm: Algorithm::AdvUl, toy });
+}
+
+fn toy(preset: Preset) -> RunConfig {
+    let mut toy = toy::settings(RunConfig::preset(Algorithm::AdvUl, preset, ModelPreset::Gemma2b), 200);
     // The toy is far surer of its answers than a chat model: with the paper's 0.5 the term ends where the first token of every
     // answer is still "Sure", with which six of the refusal's seven tokens are learnt.
     toy.loss = LossConfig::AdvUl(AdvUlLoss { toward_weight: 3.0, ..AdvUlLoss::default() });
-    job::main(Arguments::parse(), Plan { name: "advul", algorithm: Algorithm::AdvUl, toy });
+    toy
 }

@@ -9,7 +9,7 @@ use super::*;
 #[test]
 fn presets_are_valid_and_come_back_whole() {
     for algorithm in [Algorithm::AdvUl, Algorithm::AdvIpo] {
-        for preset in [Preset::Published, Preset::Corrected] {
+        for preset in [Preset::Published, Preset::Corrected, Preset::Fast] {
             let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
             config.validate().unwrap();
             let text = config.to_toml().unwrap();
@@ -36,8 +36,6 @@ fn a_wrong_field_is_named() {
 }
 
 const SHARED: &[(&str, &str)] = &[
-    ("attack.rule", "\"sign\""),
-    ("attack.steps", "10"),
     ("attack.threat.bounded", "true"),
     ("attack.threat.norm", "\"l2\""),
     ("attack.threat.radius.relative", "0.075"),
@@ -47,7 +45,6 @@ const SHARED: &[(&str, &str)] = &[
     ("attack_settings.iterate", "\"last\""),
     ("attack_settings.restarts", "1"),
     ("attack_settings.start", "\"zero\""),
-    ("attack_settings.warm_start", "false"),
     ("lora.alpha", "16.0"),
     ("lora.dropout", "0.1"),
     ("lora.rank", "64"),
@@ -94,6 +91,16 @@ const ADV_IPO: &[(&str, &str)] = &[
     ("train.utility_share", "0.0"),
 ];
 
+const TEN_SIGNS: &[(&str, &str)] =
+    &[("attack.rule", "\"sign\""), ("attack.steps", "10"), ("attack_settings.warm_start", "false")];
+
+const FEW_ROOTS: &[(&str, &str)] = &[
+    ("attack.rule", "\"root\""),
+    ("attack.steps", "5"),
+    ("attack.momentum.decay", "0.5"),
+    ("attack_settings.warm_start", "true"),
+];
+
 const PUBLISHED: &[(&str, &str)] = &[
     ("attack.size.absolute", "0.0001"),
     ("attack_settings.dropout", "true"),
@@ -130,10 +137,12 @@ fn presets_hold_the_papers_numbers_and_differ_where_they_should() {
         |form| vec![("loss.adv_ul.away_cut_off.form", form), ("loss.adv_ul.toward_cut_off.form", form)];
     let floor: fn(&str) -> Vec<(&str, &str)> = |form| vec![("loss.adv_ipo.harmful_floor.form", form)];
     for (algorithm, preset, parts, forms) in [
-        (Algorithm::AdvUl, Preset::Published, [SHARED, ADV_UL, PUBLISHED], cut_offs("\"jumping\"")),
-        (Algorithm::AdvUl, Preset::Corrected, [SHARED, ADV_UL, CORRECTED], cut_offs("\"continuous\"")),
-        (Algorithm::AdvIpo, Preset::Published, [SHARED, ADV_IPO, PUBLISHED], floor("\"zero\"")),
-        (Algorithm::AdvIpo, Preset::Corrected, [SHARED, ADV_IPO, CORRECTED], floor("\"clamp\"")),
+        (Algorithm::AdvUl, Preset::Published, [SHARED, ADV_UL, TEN_SIGNS, PUBLISHED], cut_offs("\"jumping\"")),
+        (Algorithm::AdvUl, Preset::Corrected, [SHARED, ADV_UL, TEN_SIGNS, CORRECTED], cut_offs("\"continuous\"")),
+        (Algorithm::AdvUl, Preset::Fast, [SHARED, ADV_UL, FEW_ROOTS, CORRECTED], cut_offs("\"continuous\"")),
+        (Algorithm::AdvIpo, Preset::Published, [SHARED, ADV_IPO, TEN_SIGNS, PUBLISHED], floor("\"zero\"")),
+        (Algorithm::AdvIpo, Preset::Corrected, [SHARED, ADV_IPO, TEN_SIGNS, CORRECTED], floor("\"clamp\"")),
+        (Algorithm::AdvIpo, Preset::Fast, [SHARED, ADV_IPO, FEW_ROOTS, CORRECTED], floor("\"clamp\"")),
     ] {
         let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
         let mut found = BTreeMap::new();

@@ -4,17 +4,17 @@
 use advtrain::{
     AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
     Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens,
-    TrainSettings, TrainingData, tch::Device,
+    TrainSettings, TrainingData,
+    tch::{Cuda, Device},
 };
 use serde_json::Value;
 
-pub const SHAPES: [&str; 2] = ["gemma-small", "smollm2-135m"];
 pub const LENGTHS: [Lengths; 2] = [Lengths::Equal, Lengths::Ragged];
 pub const ALGORITHMS: [Algorithm; 2] = [Algorithm::AdvIpo, Algorithm::AdvUl];
 
-const ROWS: usize = 8;
+pub const ROWS: usize = 8;
 const UTILITY_ROWS: usize = 56;
-const PROMPT: usize = 64;
+pub const PROMPT: usize = 64;
 const TARGET: usize = 24;
 const SAFE: usize = 8;
 /// Iterations of one attack.
@@ -50,8 +50,29 @@ impl Algorithm {
     }
 }
 
-/// The dtypes that are worth timing on this machine's processor, and what a benchmark's name has of them.
+/// The device that BENCH_DEVICE names; without it, the CPU.
+pub fn device() -> Device {
+    let name = std::env::var("BENCH_DEVICE").unwrap_or_else(|_| "cpu".into());
+    advtrain::device(&name).expect("BENCH_DEVICE is a device that is there")
+}
+
+/// The shapes of `benches/shapes.json` that fit the device.
+pub fn shapes() -> &'static [&'static str] {
+    if device().is_cuda() { &["gemma-2b"] } else { &["gemma-small", "smollm2-135m"] }
+}
+
+/// Waits until the device has done what it was given.
+pub fn synchronize() {
+    if let Device::Cuda(index) = device() {
+        Cuda::synchronize(index as i64);
+    }
+}
+
+/// The dtypes that are worth timing on this device, and what a benchmark's name has of them.
 pub fn dtypes() -> Vec<(Dtype, &'static str)> {
+    if device().is_cuda() {
+        return vec![(Dtype::Bfloat16, "-bfloat16")];
+    }
     let mut dtypes = vec![(Dtype::Float32, "")];
     if advtrain::has_bfloat16_unit() {
         dtypes.push((Dtype::Bfloat16, "-bfloat16"));
@@ -65,8 +86,8 @@ pub fn dtypes() -> Vec<(Dtype, &'static str)> {
 pub fn model(shape: &str, dtype: Dtype) -> Decoder {
     let shapes: Value = serde_json::from_str(include_str!("../shapes.json")).expect("shapes.json is JSON");
     let config = shapes[shape].clone();
-    let mut model =
-        Decoder::random(config, 0.02, 0, dtype.on(Device::Cpu), Device::Cpu).expect("the shape is a valid config");
+    let device = device();
+    let mut model = Decoder::random(config, 0.02, 0, dtype.on(device), device).expect("the shape is a valid config");
     model.add_lora(&LoraConfig::default(), 0).expect("the default adapter fits every model");
     model
 }
@@ -96,12 +117,26 @@ fn harmful_rows(lengths: Lengths) -> Vec<Example> {
 
 /// One attack of [`STEPS`] iterations, merging the adapter included.
 pub fn attack(model: &Decoder, lengths: Lengths) -> impl FnMut() {
-    let batch = Batch::new(harmful_rows(lengths), Device::Cpu).expect("rows");
-    let mut attack = Pgd { steps: STEPS, ..Pgd::default() };
+    attack_rows(model, harmful_rows(lengths), STEPS)
+}
+
+/// An attack of `steps` iterations on `rows` rows with prompts of `prompt` tokens.
+pub fn attack_of_size(model: &Decoder, rows: usize, prompt: usize, steps: usize) -> impl FnMut() {
+    let one = |index| {
+        let prompt = tokens(index, prompt, TokenKind::User);
+        row(format!("harmful/{index}"), prompt, &[(ContinuationKind::Harmful, TARGET)])
+    };
+    attack_rows(model, (0..rows).map(one).collect(), steps)
+}
+
+fn attack_rows(model: &Decoder, rows: Vec<Example>, steps: usize) -> impl FnMut() {
+    let batch = Batch::new(rows, device()).expect("rows");
+    let mut attack = Pgd { steps, ..Pgd::default() };
     let mut runner = AttackRunner::new(AttackSettings::default(), &attack, model).expect("settings");
     move || {
         let draws = Draws { seed: 0, epoch: 0 };
         runner.run(&mut attack, &mut TargetCrossEntropy, model, &batch, draws).expect("the attack runs");
+        synchronize();
     }
 }
 
@@ -110,6 +145,7 @@ pub fn update(model: Decoder, algorithm: Algorithm, lengths: Lengths) -> impl Fn
     let mut trainer = trainer(model, algorithm, lengths);
     move || {
         trainer.step().expect("the update runs");
+        synchronize();
     }
 }
 

@@ -19,7 +19,9 @@ Pinned versions: ../../tests/real/requirements.txt
 import argparse
 import contextlib
 import json
+import os
 import pathlib
+import subprocess
 import time
 from dataclasses import dataclass
 
@@ -119,24 +121,24 @@ class Peer:
         for factor in self.factors:
             factor.requires_grad_(True)
 
-    def attack(self, rows):
-        """The perturbation [rows, PROMPT, hidden] after STEPS steps along signs, projected into each token's ball."""
+    def attack(self, rows, steps=STEPS):
+        """The perturbation [rows, PROMPT, hidden] after steps along signs, projected into each token's ball."""
         embeddings = self.embed(rows.ids)
         movable = rows.attended[:, :PROMPT, None].to(embeddings.dtype)
         found = torch.zeros_like(embeddings[:, :PROMPT])
         with self.attacked():
-            for step in range(STEPS):
+            for step in range(steps):
                 found.requires_grad_(True)
                 loss = -self.log_probs(add(embeddings, found * movable), rows).mean(1).sum()
                 (gradient,) = torch.autograd.grad(loss, found)
                 with torch.no_grad():
-                    size = (1 - step / STEPS) * self.radius / embeddings.shape[-1] ** 0.5
+                    size = (1 - step / steps) * self.radius / embeddings.shape[-1] ** 0.5
                     found = found - size * gradient.sign()
                     found = found * (self.radius / found.norm(dim=-1, keepdim=True)).clamp(max=1)
         return found * movable
 
-    def update(self, harmful, safe, utility):
-        found = self.attack(harmful)
+    def update(self, harmful, safe, utility, steps=STEPS):
+        found = self.attack(harmful, steps)
         of = lambda rows: self.log_probs(add(self.embed(rows.ids), found), rows).mean(1)
         if utility is None:
             loss = (of(safe) - of(harmful) - MARGIN).square().mean()
@@ -156,24 +158,25 @@ def add(embeddings, found):
 
 
 class Memory:
-    """Resident memory of this process, or what the allocator of a GPU holds; in MiB."""
+    """Resident memory of this process, or what it holds of a GPU as nvidia-smi tells it; in MiB."""
 
     def __init__(self, device):
         self.cuda = device.startswith("cuda")
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats()
-        else:
+        if not self.cuda:
             pathlib.Path("/proc/self/clear_refs").write_text("5")
-        self.before = self.read("VmRSS", torch.cuda.memory_allocated)
+        self.before = self.held("VmRSS")
 
-    def read(self, field, of_gpu):
+    def held(self, field):
         if self.cuda:
-            return of_gpu() / 2**20
+            query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
+            listed = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
+            return next(int(line.split(", ")[1]) for line in listed if int(line.split(", ")[0]) == os.getpid())
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
     def peak(self):
-        return round(self.read("VmHWM", torch.cuda.max_memory_allocated) - self.before)
+        """PyTorch keeps what it once had of a GPU, so that it is the peak at the end."""
+        return round(self.held("VmHWM") - self.before)
 
 
 def main():
@@ -193,18 +196,19 @@ def main():
     harmful, safe = (behind(prompt, length, arguments.device) for length in (TARGET, SAFE))
     utility = behind(prompts(UTILITY_ROWS, ragged), TARGET, arguments.device) if arguments.row == "advul" else None
 
-    def once():
+    def once(steps=STEPS):
         begin = time.perf_counter()
         if arguments.row == "attack":
-            peer.attack(harmful)
+            peer.attack(harmful, steps)
         else:
-            peer.update(harmful, safe, utility)
+            peer.update(harmful, safe, utility, steps)
         if arguments.device.startswith("cuda"):
             torch.cuda.synchronize()
-        return (time.perf_counter() - begin) / (STEPS if arguments.row == "attack" else 1)
+        return (time.perf_counter() - begin) / (steps if arguments.row == "attack" else 1)
 
     memory = Memory(arguments.device)
-    once()
+    # What is allocated, compiled and cached at first is then there.
+    once(steps=1)
     seconds = [once() for _ in range(arguments.repeats)]
     print(json.dumps({**vars(arguments), "seconds": seconds, "memory_mb": memory.peak()}))
 

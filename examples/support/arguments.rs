@@ -19,8 +19,8 @@ pub struct Arguments {
     /// A run's TOML file, in place of a preset
     #[arg(long, conflicts_with_all = ["preset", "family"])]
     pub config: Option<PathBuf>,
-    /// Whose choices: the authors' implementation's, or what this crate holds to be right
-    #[arg(long, value_enum, requires = "model")]
+    /// Whose choices: the authors' implementation's, what this crate holds to be right, or the same with a cheaper attack
+    #[arg(long, value_enum)]
     pub preset: Option<PresetName>,
     /// The paper's model that gives epsilon; without, one of the folder's model type
     #[arg(long, value_enum, requires = "model")]
@@ -34,6 +34,9 @@ pub struct Arguments {
     /// Rows of an update, in place of the preset's
     #[arg(long)]
     pub batch_size: Option<usize>,
+    /// Decides every random number of the run, in place of the preset's
+    #[arg(long)]
+    pub seed: Option<u64>,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
@@ -91,6 +94,7 @@ pub struct GivenFiles {
 pub enum PresetName {
     Published,
     Corrected,
+    Fast,
 }
 
 /// [`ModelPreset`] as a word.
@@ -113,6 +117,7 @@ impl From<PresetName> for Preset {
         match name {
             PresetName::Published => Self::Published,
             PresetName::Corrected => Self::Corrected,
+            PresetName::Fast => Self::Fast,
         }
     }
 }
@@ -131,14 +136,12 @@ impl From<FamilyName> for ModelPreset {
 
 impl Arguments {
     /// The run that the arguments ask for: a file's, or the toy's, or a preset's; with what single options change.
-    pub fn config(&self, algorithm: Algorithm, toy: &RunConfig) -> Result<RunConfig> {
+    pub fn config(&self, algorithm: Algorithm, toy: fn(Preset) -> RunConfig) -> Result<RunConfig> {
+        let preset = self.preset.map_or(Preset::Corrected, Preset::from);
         let mut config = match (&self.config, &self.model) {
             (Some(path), _) => RunConfig::read(path)?,
-            (None, None) => toy.clone(),
-            (None, Some(folder)) => {
-                let preset = self.preset.map_or(Preset::Corrected, Preset::from);
-                RunConfig::preset(algorithm, preset, self.model_preset(folder)?)
-            }
+            (None, None) => toy(preset),
+            (None, Some(folder)) => RunConfig::preset(algorithm, preset, self.model_preset(folder)?),
         };
         if let (Some(share), Some(attack)) = (self.epsilon, &mut config.attack) {
             attack.threat.radius = Radius::Relative(share);
@@ -148,6 +151,7 @@ impl Arguments {
             config.train.batch_size = config.train.batch_size.min(8);
         }
         config.train.batch_size = self.batch_size.unwrap_or(config.train.batch_size);
+        config.train.seed = self.seed.unwrap_or(config.train.seed);
         config.train.max_updates = self.updates.or(config.train.max_updates);
         config.validate()?;
         Ok(config)

@@ -9,7 +9,7 @@ use std::{
 
 use advtrain::{
     AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
-    ModelCard, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
+    ModelCard, Preset, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -28,7 +28,7 @@ pub struct Plan {
     pub name: &'static str,
     pub algorithm: Algorithm,
     /// Settings for the toy.
-    pub toy: RunConfig,
+    pub toy: fn(Preset) -> RunConfig,
 }
 
 /// True from the first Ctrl-C on.
@@ -80,7 +80,7 @@ struct Inputs {
 }
 
 fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
-    let mut config = arguments.config(plan.algorithm, &plan.toy)?;
+    let mut config = arguments.config(plan.algorithm, plan.toy)?;
     if arguments.print_config {
         print!("{}", config.to_toml()?);
         return Ok(Finish::Completed);
