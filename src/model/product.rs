@@ -1,8 +1,9 @@
 //! Products with weights, by the fastest library that libtorch has for them.
 //!
-//! On a CPU libtorch gives float32 products to MKL, which on processors of other makers than its own stays with kernels of half the width
-//! that they have. Convolutions it gives to oneDNN, which uses what the processor has: a product is a convolution whose kernel is one
-//! point, over a picture as high as there are tokens, in the order of memory that has channels last, so that nothing is copied.
+//! On a CPU libtorch gives float32 products to MKL, which on processors of other makers than its own stays with kernels of half
+//! the width that they have. Convolutions it gives to oneDNN, which uses what the processor has: a product is a convolution whose
+//! kernel is one point, over a picture as high as there are tokens, in the order of memory that has channels last, so that nothing
+//! is copied but the weight, which oneDNN brings into an order of its own.
 
 use tch::{Device, Kind, Tensor};
 
