@@ -50,7 +50,9 @@ def strength():
             panel.set_xlabel("forward and backward passes")
             panel.set_ylabel("loss of the harmful target, nats per token")
             panel.set_xscale("log")
-            panel.set_yscale("log")
+            losses = [loss for points in stages[stage].values() for _, loss in points]
+            if losses and max(losses) > 5 * min(losses):
+                panel.set_yscale("log")
             panel.set_xticks([1, 2, 3, 5, 10, 20], labels=["1", "2", "3", "5", "10", "20"], minor=False)
             panel.minorticks_off()
             for attack, points in stages[stage].items():
@@ -80,7 +82,7 @@ def growth():
                 panel.plot(*zip(*points), marker=".", linewidth=1, label=shape)
                 panel.set_xticks([point[0] for point in points], labels=[str(point[0]) for point in points])
                 panel.minorticks_off()
-        panel.legend(frameon=False)
+                panel.legend(frameon=False)
     figure.tight_layout()
     if found:
         save(figure, "growth.svg")
