@@ -50,9 +50,12 @@ struct Arguments {
     /// Updates before the attack that warm starts come from; 0: the model as it is, alone
     #[arg(long, default_value_t = 40)]
     updates: usize,
-    /// Updates between that attack and those that begin from it
+    /// Updates between that attack and those that begin from it: an epoch
     #[arg(long, default_value_t = 10)]
     further: usize,
+    /// Rows of an update on a real model
+    #[arg(long, default_value_t = 16)]
+    batch_size: usize,
     /// What Cargo gives to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -228,7 +231,10 @@ fn main() -> anyhow::Result<()> {
     let stop = AtomicBool::new(false);
     let mut config = RunConfig::preset(Algorithm::AdvIpo, Preset::Corrected, ModelPreset::Gemma2b);
     let (name, folder, files) = match (arguments.model.clone(), arguments.files.files()) {
-        (Some(model), Some(files)) => (inputs::folder_name(&model), model, files),
+        (Some(model), Some(files)) => {
+            config.train.batch_size = arguments.batch_size;
+            (inputs::folder_name(&model), model, files)
+        }
         (Some(_), None) => anyhow::bail!("--model needs --behaviors and --targets"),
         (None, _) => {
             config = toy::settings(config, 200);
@@ -242,7 +248,12 @@ fn main() -> anyhow::Result<()> {
         attack.threat.radius = Radius::Relative(arguments.epsilon);
     }
     let format = ChatFormat::load(&folder)?;
-    let rows = inputs::read(&files, &config, &format, arguments.rows)?;
+    let mut rows = inputs::read(&files, &config, &format, arguments.rows)?;
+    let epoch = arguments.further * config.train.batch_size;
+    if arguments.model.is_some() && rows.training.robust.len() > epoch {
+        let every = rows.training.robust.len() / epoch;
+        rows.training.robust = rows.training.robust.into_iter().step_by(every).take(epoch).collect();
+    }
     let held_out: Vec<Example> = rows.held_out.rows;
     let batch = Batch::of_kind(&held_out, ContinuationKind::Harmful, Device::Cpu)?;
     let model = Decoder::load(&folder, Kind::Float, Device::Cpu)?;
