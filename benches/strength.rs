@@ -21,14 +21,14 @@ use std::{
 };
 
 use advtrain::{
-    AdvIpoLoss, AdversarialTrainer, Algorithm, AttackObjective, AttackRunner, AttackSettings, Batch, CausalLm,
-    ChatFormat, ContinuationKind, Decoder, Draws, Example, Hidden, Input, Last, LossConfig, ModelPreset, Momentum,
-    Pass, Pgd, Preset, Radius, RunConfig, Start, StepRule, StepSize, TargetCrossEntropy, TrainingData,
+    Algorithm, AttackObjective, AttackRunner, AttackSettings, Batch, CausalLm, ChatFormat, ContinuationKind, Decoder,
+    Draws, Example, Hidden, Input, Last, ModelPreset, Momentum, Pass, Pgd, Preset, Radius, RunConfig, Start, StepRule,
+    StepSize, TargetCrossEntropy,
     tch::{Device, Kind, Tensor, no_grad},
 };
 use clap::Parser;
 use serde_json::json;
-use support::{arguments::GivenFiles, inputs, toy};
+use support::{arguments::GivenFiles, inputs, job, toy};
 
 const PASSES: [usize; 6] = [1, 2, 3, 5, 10, 20];
 /// Of the attack that warm starts come from.
@@ -203,14 +203,6 @@ fn cold(model: &dyn CausalLm, batch: &Batch, epsilon: f64, output: &mut Output) 
     Ok(())
 }
 
-fn trainer(mut model: Decoder, data: TrainingData, config: &RunConfig) -> anyhow::Result<AdversarialTrainer<Decoder>> {
-    model.add_lora(&config.lora, 0)?;
-    let attack = config.attack.clone().unwrap_or_default();
-    let builder = AdversarialTrainer::builder(model).robust(config.loss.build()).utility(config.utility.clone());
-    let builder = builder.attack(attack, config.attack_settings.clone());
-    Ok(builder.data(data).settings(config.train.clone()).build()?)
-}
-
 /// Runners that have seen the earlier model, one for each attack and number of passes.
 fn warmed(model: &dyn CausalLm, batch: &Batch, epsilon: f64) -> anyhow::Result<Vec<(&'static str, Pgd, AttackRunner)>> {
     let mut warmed = Vec::new();
@@ -237,8 +229,7 @@ fn main() -> anyhow::Result<()> {
         }
         (Some(_), None) => anyhow::bail!("--model needs --behaviors and --targets"),
         (None, _) => {
-            config = toy::settings(config, 200);
-            config.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
+            config = toy::advipo_settings(Preset::Corrected);
             let made = toy::prepare(&PathBuf::from("target/strength/toy"), toy::Size::FULL, 0, &stop)?;
             let (model, files) = made.expect("nothing stops it");
             ("toy".into(), model, files)
@@ -265,7 +256,7 @@ fn main() -> anyhow::Result<()> {
     if arguments.updates == 0 {
         return Ok(());
     }
-    let mut trainer = trainer(model, rows.training, &config)?;
+    let mut trainer = job::trainer(&config, rows.training, model, &PathBuf::from("target/strength").join(name))?;
     (0..arguments.updates).try_for_each(|_| trainer.step().map(drop))?;
     let mut warmed = warmed(trainer.model(), &batch, arguments.epsilon)?;
     (0..arguments.further).try_for_each(|_| trainer.step().map(drop))?;

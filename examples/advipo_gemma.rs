@@ -11,7 +11,7 @@
 
 mod support;
 
-use advtrain::{AdvIpoLoss, Algorithm, LossConfig, ModelPreset, Preset, RunConfig};
+use advtrain::Algorithm;
 use clap::Parser;
 use support::{
     arguments::Arguments,
@@ -20,13 +20,8 @@ use support::{
 };
 
 fn main() {
-    job::main(Arguments::parse(), Plan { name: "advipo_gemma", algorithm: Algorithm::AdvIpo, toy });
-}
-
-fn toy(preset: Preset) -> RunConfig {
-    let mut toy = toy::settings(RunConfig::preset(Algorithm::AdvIpo, preset, ModelPreset::Gemma2b), 200);
-    // The toy is far surer of its answers than a chat model: nine nats per token lie between compliance and refusal, so the
-    // margin that the loss asks for, 1/(2 beta), must be larger than the paper's two; and its square is then weighed down.
-    toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
-    toy
+    job::main(
+        Arguments::parse(),
+        Plan { name: "advipo_gemma", algorithm: Algorithm::AdvIpo, toy: toy::advipo_settings },
+    );
 }

@@ -129,8 +129,8 @@ pub enum Preset {
     /// The same losses and schedule with what this crate holds to be right: steps that reach the ball, no dropout in the
     /// attack, reduction per row, a continuous cut-off, a clamped floor, every turn, warm-up.
     Corrected,
-    /// `Corrected` with an attack of half as many passes that is as strong once it has a warm start: steps along the root of
-    /// the gradient with a momentum, from where the same row's last attack ended. docs/performance.md has the measurements.
+    /// `Corrected` with an attack of half as many passes: steps along the root of the gradient with a momentum, from where the
+    /// same row's last attack ended. From zero it is weaker than `Corrected`'s: docs/performance.md has what is measured.
     Fast,
 }
 

@@ -177,7 +177,8 @@ fn chat_format(config: &mut RunConfig, model_folder: &Path, out: &Path) -> Resul
     Ok(format.with_date(date))
 }
 
-fn trainer(
+/// The trainer that a configuration describes, its adapter added to the model.
+pub fn trainer(
     config: &RunConfig,
     data: TrainingData,
     mut model: Decoder,

@@ -10,9 +10,9 @@ use std::{
 };
 
 use advtrain::{
-    AdversarialTrainer, ChatFormat, ChatReader, ChatTemplate, Decoder, Finish, JsonLines, LoraConfig, OptimizerConfig,
-    Progress, RunConfig, SpecialTokens, SupervisedLoss, TemplatePreset, TrainSettings, TrainingData, Turns,
-    encode_chats,
+    AdvIpoLoss, AdversarialTrainer, Algorithm, ChatFormat, ChatReader, ChatTemplate, Decoder, Finish, JsonLines,
+    LoraConfig, LossConfig, ModelPreset, OptimizerConfig, Preset, Progress, RunConfig, SpecialTokens, SupervisedLoss,
+    TemplatePreset, TrainSettings, TrainingData, Turns, encode_chats,
     tch::{Device, Kind},
 };
 use rand::{SeedableRng, seq::SliceRandom};
@@ -81,6 +81,16 @@ pub fn settings(real: RunConfig, updates: usize) -> RunConfig {
         },
         ..real
     }
+}
+
+/// [`settings`] for C-AdvIPO.
+///
+/// The toy is far surer of its answers than a chat model: nine nats per token lie between compliance and refusal, so the margin
+/// that the loss asks for, 1/(2 beta), must be larger than the paper's two; and its square is then weighed down.
+pub fn advipo_settings(preset: Preset) -> RunConfig {
+    let mut toy = settings(RunConfig::preset(Algorithm::AdvIpo, preset, ModelPreset::Gemma2b), 200);
+    toy.loss = LossConfig::AdvIpo(AdvIpoLoss { beta: 0.04, weight: 0.2, ..AdvIpoLoss::default() });
+    toy
 }
 
 /// The toy's model folder and files under `folder`, made if they are not there. None if it was stopped on the way; the next

@@ -204,6 +204,11 @@ impl Layout {
         &self.kinds
     }
 
+    /// Tokens of each row, prompt and all continuations together.
+    pub(crate) fn lengths(&self) -> Vec<usize> {
+        self.rows.iter().map(|row| row.tokens().len()).collect()
+    }
+
     /// Tokens of the row that has most, prompt and all continuations together.
     pub fn longest_row(&self) -> usize {
         self.rows.iter().map(|row| row.tokens().len()).max().unwrap_or(0)

@@ -222,7 +222,7 @@ impl Decoder {
             }
         }
         if let Some(cache) = cache {
-            cache.advance(&layout.rows().iter().map(|row| row.tokens().len()).collect::<Vec<_>>());
+            cache.advance(&layout.lengths());
         }
         let tapped = tapped.into_iter().collect::<Option<Vec<_>>>();
         let tapped = tapped.ok_or_else(|| {

@@ -54,15 +54,12 @@ impl Dtype {
 }
 
 /// Whether this machine's processor multiplies bfloat16 itself, and libtorch knows how to have it do so.
-#[cfg(target_arch = "x86_64")]
 pub fn has_bfloat16_unit() -> bool {
-    std::arch::is_x86_feature_detected!("avx512bf16")
-}
-
-/// Whether this machine's processor multiplies bfloat16 itself, and libtorch knows how to have it do so.
-#[cfg(not(target_arch = "x86_64"))]
-pub fn has_bfloat16_unit() -> bool {
-    false
+    #[cfg(target_arch = "x86_64")]
+    let found = std::arch::is_x86_feature_detected!("avx512bf16");
+    #[cfg(not(target_arch = "x86_64"))]
+    let found = false;
+    found
 }
 
 impl FromStr for Dtype {

@@ -107,13 +107,10 @@ impl Lora {
         let kind: Kind = x.kind();
         let a = self.a.f_to_kind(kind)?;
         let b = self.b.f_to_kind(kind)?;
-        let low = if dropout && self.dropout > 0.0 {
-            product::linear(&x.f_dropout(self.dropout, true)?, &a, None)?
-        } else {
-            product::linear(x, &a, None)?
-        };
+        let x = if dropout && self.dropout > 0.0 { &x.f_dropout(self.dropout, true)? } else { x };
         // Scaled where it is narrow.
-        product::linear(&low.f_mul_scalar(self.scale)?, &b, None)
+        let low = product::linear(x, &a, None)?.f_mul_scalar(self.scale)?;
+        product::linear(&low, &b, None)
     }
 }
 

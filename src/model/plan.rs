@@ -57,7 +57,7 @@ pub(super) struct Grid {
 impl Plan {
     pub(super) fn new(layout: &Layout, window: Option<usize>, device: Device) -> Result<Self> {
         let longest = layout.longest_row();
-        let same_length = layout.rows().iter().all(|row| row.tokens().len() == longest);
+        let same_length = layout.lengths().iter().all(|length| *length == longest);
         if same_length && layout.is_linear() && window.is_none_or(|window| window >= longest) {
             return Ok(Self::Uniform { rows: layout.rows().len() as i64, length: longest as i64 });
         }
@@ -74,7 +74,7 @@ impl Plan {
 
     /// For rows of prompts alone whose earlier tokens are in `cache`, which is given room for these.
     pub(super) fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
-        let added = lengths(layout);
+        let added = layout.lengths();
         cache.make_room(&added)?;
         let longest = layout.longest_row();
         let longest_key = cache.lengths().iter().zip(&added).map(|(old, new)| old + new).max().unwrap_or(0);
@@ -105,16 +105,12 @@ impl Plan {
     }
 }
 
-fn lengths(layout: &Layout) -> Vec<usize> {
-    layout.rows().iter().map(|row| row.tokens().len()).collect()
-}
-
 impl Padded {
     fn new(layout: &Layout, asking: &[usize], window: Option<usize>, device: Device) -> Result<Self> {
         let asking = layout.by_row(asking);
         Ok(Self {
             queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), device)?,
-            keys: Grid::new(&lengths(layout), device)?,
+            keys: Grid::new(&layout.lengths(), device)?,
             mask: layout.mask(&asking, window, device)?.f_unsqueeze(1)?,
         })
     }
