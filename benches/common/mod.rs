@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 use advtrain::{
-    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
+    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, Continuation, ContinuationKind,
     Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens,
     TrainSettings, TrainingData,
     tch::{Cuda, Device},
@@ -106,7 +106,8 @@ fn row(id: String, prompt: Tokens, answers: &[(ContinuationKind, usize)]) -> Exa
     Example::new(id.clone(), prompt, answers).expect("prompt and answers have tokens")
 }
 
-fn harmful_rows(lengths: Lengths) -> Vec<Example> {
+/// Rows with a harmful and a safe answer.
+pub fn harmful_rows(lengths: Lengths) -> Vec<Example> {
     let answers = [(ContinuationKind::Harmful, TARGET), (ContinuationKind::Safe, SAFE)];
     let one = |index| {
         let prompt = tokens(index, lengths.prompt(index, ROWS), TokenKind::User);
@@ -122,14 +123,20 @@ pub fn attack(model: &Decoder, lengths: Lengths) -> impl FnMut() {
 
 /// An attack of `steps` iterations on `rows` rows with prompts of `prompt` tokens.
 pub fn attack_of_size(model: &Decoder, rows: usize, prompt: usize, steps: usize) -> impl FnMut() {
-    let one = |index| {
-        let prompt = tokens(index, prompt, TokenKind::User);
-        row(format!("harmful/{index}"), prompt, &[(ContinuationKind::Harmful, TARGET)])
-    };
-    attack_rows(model, (0..rows).map(one).collect(), steps)
+    attack_rows(model, rows_of_lengths(&vec![prompt; rows]), steps)
 }
 
-fn attack_rows(model: &Decoder, rows: Vec<Example>, steps: usize) -> impl FnMut() {
+/// Rows with prompts of these lengths and a harmful answer.
+pub fn rows_of_lengths(prompts: &[usize]) -> Vec<Example> {
+    let one = |(index, length): (usize, &usize)| {
+        let prompt = tokens(index, *length, TokenKind::User);
+        row(format!("harmful/{index}"), prompt, &[(ContinuationKind::Harmful, TARGET)])
+    };
+    prompts.iter().enumerate().map(one).collect()
+}
+
+/// An attack of `steps` iterations on the harmful answers of these rows.
+pub fn attack_rows(model: &dyn CausalLm, rows: Vec<Example>, steps: usize) -> impl FnMut() {
     let batch = Batch::new(rows, device()).expect("rows");
     let mut attack = Pgd { steps, ..Pgd::default() };
     let mut runner = AttackRunner::new(AttackSettings::default(), &attack, model).expect("settings");
