@@ -14,6 +14,7 @@ import matplotlib
 matplotlib.use("svg")
 matplotlib.rcParams.update({"svg.hashsalt": "advtrain", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 import matplotlib.pyplot as plt
+from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 TOP = pathlib.Path(__file__).parent.parent
 TARGET, DOCS = TOP / "target", TOP / "docs"
@@ -73,6 +74,9 @@ def growth():
         panel.set_ylabel("seconds of the attack" if name == "steps" else "seconds of an iteration")
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
+        panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        panel.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        panel.yaxis.set_minor_formatter(NullFormatter())
         for shape in SHAPES:
             paths = (TARGET / "criterion" / f"growth-{name}-{shape}").glob("*/new/estimates.json")
             read = lambda path: json.loads(path.read_text())["mean"]["point_estimate"] / 1e9
