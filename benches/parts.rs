@@ -80,11 +80,7 @@ fn losses<'m>(model: &'m Decoder, examples: &[Example], kinds: &[ContinuationKin
 }
 
 /// The attack's pass: gradients of the embeddings.
-fn iteration<'m>(
-    model: &'m dyn CausalLm,
-    examples: &[Example],
-    kinds: &[ContinuationKind],
-) -> impl FnMut() + use<'m> {
+fn iteration<'m>(model: &'m dyn CausalLm, examples: &[Example], kinds: &[ContinuationKind]) -> impl FnMut() + use<'m> {
     let batch = batch(examples, kinds);
     move || {
         let embeddings = model.embed(batch.ids()).expect("ids").detach().set_requires_grad(true);

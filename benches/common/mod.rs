@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 use advtrain::{
-    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, Continuation, ContinuationKind,
-    Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens,
-    TrainSettings, TrainingData,
+    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, Continuation,
+    ContinuationKind, Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind,
+    Tokens, TrainSettings, TrainingData,
     tch::{Cuda, Device},
 };
 use serde_json::Value;
