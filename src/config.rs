@@ -129,8 +129,9 @@ pub enum Preset {
     /// The same losses and schedule with what this crate holds to be right: steps that reach the ball, no dropout in the
     /// attack, reduction per row, a continuous cut-off, a clamped floor, every turn, warm-up.
     Corrected,
-    /// `Corrected` with an attack of half as many passes: steps along the root of the gradient with a momentum, from where the
-    /// same row's last attack ended. From zero it is weaker than `Corrected`'s: docs/performance.md has what is measured.
+    /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
+    /// the same row's last attack ended. Weaker than `Corrected`'s from zero, so in the first epoch, and as strong from then on:
+    /// docs/performance.md has what is measured.
     Fast,
 }
 
@@ -202,7 +203,7 @@ impl RunConfig {
 
     fn into_fast(mut self) -> Self {
         if let Some(attack) = &mut self.attack {
-            attack.steps = 5;
+            attack.steps = 3;
             attack.rule = StepRule::Root;
             attack.momentum = Some(Momentum { decay: 0.5 });
         }

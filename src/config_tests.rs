@@ -96,7 +96,7 @@ const TEN_SIGNS: &[(&str, &str)] =
 
 const FEW_ROOTS: &[(&str, &str)] = &[
     ("attack.rule", "\"root\""),
-    ("attack.steps", "5"),
+    ("attack.steps", "3"),
     ("attack.momentum.decay", "0.5"),
     ("attack_settings.warm_start", "true"),
 ];
