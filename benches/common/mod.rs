@@ -2,9 +2,9 @@
 #![allow(dead_code, reason = "each benchmark uses a part")]
 
 use advtrain::{
-    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, CausalLm, Continuation,
-    ContinuationKind, Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind,
-    Tokens, TrainSettings, TrainingData,
+    AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackRunner, AttackSettings, Batch, Continuation, ContinuationKind,
+    Decoder, Draws, Dtype, Example, LoraConfig, Pgd, SupervisedLoss, TargetCrossEntropy, TokenKind, Tokens,
+    TrainSettings, TrainingData,
     tch::{Cuda, Device},
 };
 use serde_json::Value;
@@ -135,8 +135,7 @@ pub fn rows_of_lengths(prompts: &[usize]) -> Vec<Example> {
     prompts.iter().enumerate().map(one).collect()
 }
 
-/// An attack of `steps` iterations on the harmful answers of these rows.
-pub fn attack_rows(model: &dyn CausalLm, rows: Vec<Example>, steps: usize) -> impl FnMut() {
+fn attack_rows(model: &Decoder, rows: Vec<Example>, steps: usize) -> impl FnMut() {
     let batch = Batch::new(rows, device()).expect("rows");
     let mut attack = Pgd { steps, ..Pgd::default() };
     let mut runner = AttackRunner::new(AttackSettings::default(), &attack, model).expect("settings");
