@@ -14,7 +14,10 @@ mod common;
 
 use std::{cell::OnceCell, hint::black_box, time::Instant};
 
-use advtrain::tch::{Device, Kind, Tensor};
+use advtrain::{
+    Dtype,
+    tch::{Device, Kind, Tensor},
+};
 use common::{ALGORITHMS, LENGTHS, Lengths, STEPS, device, dtypes, shapes, synchronize};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 
@@ -85,6 +88,9 @@ fn product(criterion: &mut Criterion) {
             });
         });
     };
+    if dtypes().iter().all(|(dtype, _)| *dtype != Dtype::Bfloat16) {
+        eprintln!("bfloat16: left out, this processor has no unit for it");
+    }
     for (dtype, _) in dtypes() {
         let [left, right] = [&left, &right].map(|one| one.to_kind(dtype.on(device)));
         time(&dtype.to_string(), &|| left.matmul(&right));

@@ -76,8 +76,6 @@ pub fn dtypes() -> Vec<(Dtype, &'static str)> {
     let mut dtypes = vec![(Dtype::Float32, "")];
     if advtrain::has_bfloat16_unit() {
         dtypes.push((Dtype::Bfloat16, "-bfloat16"));
-    } else {
-        eprintln!("bfloat16: left out, this processor has no unit for it");
     }
     dtypes
 }
