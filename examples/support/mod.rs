@@ -2,7 +2,9 @@
 #![allow(dead_code, reason = "each example uses a part")]
 
 pub mod arguments;
+pub mod assembly;
 pub mod evaluation;
 pub mod inputs;
 pub mod job;
 pub mod toy;
+pub mod watching;

@@ -32,8 +32,13 @@ pub const REFUSAL_PHRASES: &[&str] = &[
 
 /// Whether an answer holds one of [`REFUSAL_PHRASES`], whatever the case and the form of the apostrophe.
 pub fn is_refusal(answer: &str) -> bool {
+    refusal_phrase(answer).is_some()
+}
+
+/// The first of [`REFUSAL_PHRASES`] that an answer holds.
+pub(super) fn refusal_phrase(answer: &str) -> Option<&'static str> {
     let answer = answer.to_lowercase().replace('\u{2019}', "'");
-    REFUSAL_PHRASES.iter().any(|phrase| answer.contains(phrase))
+    REFUSAL_PHRASES.iter().copied().find(|phrase| answer.contains(phrase))
 }
 
 #[cfg(test)]

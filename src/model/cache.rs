@@ -84,6 +84,13 @@ impl KvCache {
         }
     }
 
+    /// Keys and values of each block of one row, `[kv_heads, tokens, head_dim]`.
+    pub(super) fn of_row(&self, row: usize) -> Result<Vec<(Tensor, Tensor)>> {
+        let (start, length) = ((row * self.capacity) as i64, self.lengths[row] as i64);
+        let own = |all: &Tensor| all.f_narrow(0, start, length)?.f_transpose(0, 1)?.f_contiguous();
+        self.blocks.iter().map(|(keys, values)| Ok((own(keys)?, own(values)?))).collect()
+    }
+
     /// Keeps these rows alone, in this order.
     pub(super) fn keep(&mut self, rows: &[usize]) -> Result<()> {
         let capacity = self.capacity;

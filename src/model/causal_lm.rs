@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
+    behind::Prepended,
     generate::{self, Generation},
     head,
     perturbation::Perturbation,
@@ -118,6 +119,15 @@ pub trait CausalLm {
         settings: &Generation,
     ) -> Result<Vec<Vec<i64>>> {
         generate::without_cache(self, prompts, perturbation, settings)
+    }
+
+    /// The same model, having read a text of these ids: every row that it is then given stands behind that text. Differentiable
+    /// towards the rows. A decoder reads the text once and shares its keys and values among all rows.
+    ///
+    /// # Errors
+    /// If an id is not of the vocabulary, or libtorch fails.
+    fn behind<'a>(&'a self, text: &[i64]) -> Result<Box<dyn CausalLm + 'a>> {
+        Ok(Box::new(Prepended::new(self, text)?))
     }
 
     /// The same model with weights that no gradient reaches, made once for many passes; `None` where the model itself serves.
