@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     case::{Case, Subject},
     embedding::{Measurement, attack_examples},
-    prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
+    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
 };
 use crate::{
     AttackSettings, Continuation, ContinuationKind, Error, Example, Message, Pgd, Region, Result, StringPlace,
@@ -89,6 +89,10 @@ impl PromptAttack for Continuous {
 
     fn settings(&self) -> Value {
         json!(self.settings)
+    }
+
+    fn access(&self) -> Access {
+        if self.settings.attack.threat.bounded { Access::Embeddings } else { Access::Unbounded }
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {

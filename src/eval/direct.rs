@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{
     answers::answers_to,
     case::{Case, Subject},
-    prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
+    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
 };
 use crate::{Error, Example, Result, Sampling};
 
@@ -84,6 +84,10 @@ impl PromptAttack for Direct {
 
     fn settings(&self) -> Value {
         json!(self.settings)
+    }
+
+    fn access(&self) -> Access {
+        if self.settings.prefill > 0 { Access::Answer } else { Access::Text }
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {

@@ -14,7 +14,7 @@ use serde_json::Value;
 use super::{
     case::{Case, Subject},
     judge::{Answered, Judge, Verdict},
-    prompt_attack::{Outcome, PromptAttack, Trajectory},
+    prompt_attack::{Access, Outcome, PromptAttack, Trajectory},
     utility::{ItemRecord, UtilityTask},
 };
 use crate::{Error, Result, TrainableLm, digest::bytes_digest, files};
@@ -76,6 +76,8 @@ pub struct AttackRecord {
     pub attack: String,
     /// [`PromptAttack::settings`].
     pub settings: Value,
+    /// [`PromptAttack::access`].
+    pub access: Access,
     /// What was attacked.
     pub case: Case,
     /// What came of it, or why nothing did.
@@ -91,6 +93,8 @@ pub struct VerdictRecord {
     pub case: String,
     /// [`Judge::name`].
     pub judge: String,
+    /// [`Judge::settings`].
+    pub settings: Value,
     /// One for each attempt.
     pub verdicts: Vec<Verdict>,
 }
@@ -147,7 +151,7 @@ pub struct Evaluation {
     setup: Setup,
     file: File,
     attacks: Vec<AttackRecord>,
-    verdicts: BTreeMap<(String, String, String), Vec<Verdict>>,
+    verdicts: BTreeMap<(String, String, String), VerdictRecord>,
     tasks: Vec<TaskRecord>,
 }
 
@@ -201,7 +205,8 @@ impl Evaluation {
 
     /// A judge's verdicts on the attempts of an attack on a case, if it has judged them.
     pub fn verdicts(&self, attack: &str, case: &str, judge: &str) -> Option<&[Verdict]> {
-        self.verdicts.get(&(attack.into(), case.into(), judge.into())).map(Vec::as_slice)
+        let key = (attack.into(), case.into(), judge.into());
+        self.verdicts.get(&key).map(|record| record.verdicts.as_slice())
     }
 
     /// The judges that have judged anything.
@@ -243,8 +248,8 @@ impl Evaluation {
                     Err(error.to_string())
                 }
             };
-            let (attack, settings, case) = (name.clone(), settings.clone(), case.clone());
-            self.write(Line::Attack(AttackRecord { attack, settings, case, result }))?;
+            let (name, settings, case) = (name.clone(), settings.clone(), case.clone());
+            self.write(Line::Attack(AttackRecord { attack: name, settings, access: attack.access(), case, result }))?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -254,7 +259,7 @@ impl Evaluation {
     /// # Errors
     /// If the judge fails as a whole, gives another number of verdicts than there are answers, or a record cannot be written.
     pub fn judge(&mut self, judge: &mut dyn Judge, watch: &mut EvaluationWatch) -> Result<ControlFlow<()>> {
-        let name = judge.name();
+        let (name, settings) = (judge.name(), judge.settings());
         let judged = |record: &&AttackRecord| self.verdicts(&record.attack, &record.case.id, &name).is_some();
         let open: Vec<AttackRecord> = self.attacks.iter().filter(|record| !judged(record)).cloned().collect();
         let of = self.attacks.len();
@@ -276,8 +281,9 @@ impl Evaluation {
                 let expected = trajectory.attempts.len();
                 return Err(Error::mismatch(format!("verdicts of the judge {name:?}"), expected, verdicts.len()));
             }
-            let (attack, case, judge) = (record.attack.clone(), case.id.clone(), name.clone());
-            self.write(Line::Verdicts(VerdictRecord { attack, case, judge, verdicts }))?;
+            let (attack, case, name) = (record.attack.clone(), case.id.clone(), name.clone());
+            let settings = settings.clone();
+            self.write(Line::Verdicts(VerdictRecord { attack, case, judge: name, settings, verdicts }))?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -337,10 +343,7 @@ impl Evaluation {
         self.attacks.retain(|record| record.result.is_ok());
         self.tasks.retain(|record| record.result.is_ok());
         let attacks = self.attacks.iter().cloned().map(Line::Attack);
-        let verdicts = self.verdicts.iter().map(|((attack, case, judge), verdicts)| {
-            let (attack, case, judge) = (attack.clone(), case.clone(), judge.clone());
-            Line::Verdicts(VerdictRecord { attack, case, judge, verdicts: verdicts.clone() })
-        });
+        let verdicts = self.verdicts.values().cloned().map(Line::Verdicts);
         let lines = attacks.chain(verdicts).chain(self.tasks.iter().cloned().map(Line::Task));
         let path = self.folder.join(RECORDS);
         let text = lines.map(|line| json_line(&path, &line)).collect::<Result<String>>()?;
@@ -361,8 +364,9 @@ impl Evaluation {
         match line {
             Line::Attack(record) => self.attacks.push(record),
             Line::Task(record) => self.tasks.push(record),
-            Line::Verdicts(VerdictRecord { attack, case, judge, verdicts }) => {
-                self.verdicts.insert((attack, case, judge), verdicts);
+            Line::Verdicts(record) => {
+                let key = (record.attack.clone(), record.case.clone(), record.judge.clone());
+                self.verdicts.insert(key, record);
             }
         }
     }

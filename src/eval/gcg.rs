@@ -10,7 +10,7 @@ use super::{
     case::{Case, Subject},
     completions::TestCases,
     prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
-    refusal::is_refusal,
+    refusal::complies,
 };
 use crate::{
     CausalLm, ChatFormat, Continuation, ContinuationKind, Draft, Error, Example, PlacedString, Positions,
@@ -264,7 +264,7 @@ impl<'a> Gcg<'a> {
             GcgStop::Never => Ok(false),
             GcgStop::SaysTarget => search.says_target(),
             GcgStop::NotRefused { loss } => {
-                Ok(search.best().loss <= loss && checked.is_some_and(|attempt| !is_refusal(&attempt.answer)))
+                Ok(search.best().loss <= loss && checked.is_some_and(|attempt| complies(&attempt.answer)))
             }
         }
     }

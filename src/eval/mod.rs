@@ -37,7 +37,7 @@ pub use judge::{
     Answered, ClassifierJudge, Harm, Judge, QUESTION_FORM, RefusalJudge, SCORE_FORM, ScoreJudge, TargetJudge, Verdict,
 };
 pub use pair::{Pair, PairSettings};
-pub use prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch};
+pub use prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch};
 pub use rate::Rate;
 pub use refusal::{REFUSAL_PHRASES, is_refusal};
 pub use report::{AttackReport, ModelReport, Report, ShareOfItems, Success, Tally, TaskReport};

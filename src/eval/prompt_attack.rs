@@ -19,11 +19,31 @@ pub trait PromptAttack {
     /// Its settings: a record made with others is not gone on from.
     fn settings(&self) -> Value;
 
+    /// What an attacker needs for it.
+    fn access(&self) -> Access {
+        Access::Text
+    }
+
     /// Attacks one case. `watch` is told of each step, and says whether to go on; what was found until then is lost if it does not.
     ///
     /// # Errors
     /// Whatever the attack meets.
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome>;
+}
+
+/// What an attacker must be able to touch. A report tells attacks by text apart from those that need more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// What a user writes.
+    #[default]
+    Text,
+    /// The beginning of the answer.
+    Answer,
+    /// Embeddings, inside the ball of a threat set.
+    Embeddings,
+    /// Embeddings without bound: no threat but a check, which should break any model and counts in no summary.
+    Unbounded,
 }
 
 /// Told of the steps done and the steps in all; says whether to go on.

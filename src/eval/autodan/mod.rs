@@ -20,7 +20,7 @@ use super::{
     case::{Case, Subject},
     chat_model::{ChatModel, ReplySettings},
     prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
-    refusal::is_refusal,
+    refusal::complies,
 };
 use crate::{
     Continuation, ContinuationKind, Error, Example, Message, Result,
@@ -322,7 +322,7 @@ impl Search<'_, '_> {
             if watch(step - 1, settings.steps).is_break() {
                 return Ok(Outcome::Stopped);
             }
-            let done = trajectory.attempts.last().is_some_and(|attempt| !is_refusal(&attempt.answer));
+            let done = trajectory.attempts.last().is_some_and(|attempt| complies(&attempt.answer));
             let tired = settings.patience > 0 && since_better >= settings.patience;
             if tired || (settings.stop_when_not_refused && done) {
                 break;

@@ -8,6 +8,7 @@ mod phrases;
 mod score;
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 pub use self::{
     classifier::{ClassifierJudge, QUESTION_FORM},
@@ -96,8 +97,13 @@ impl Verdict {
 /// # Ok::<(), advtrain::Error>(())
 /// ```
 pub trait Judge {
-    /// The judge in a report: unique among those of one evaluation, and the same for the same settings.
+    /// The judge in a report: unique among those of one evaluation.
     fn name(&self) -> String;
+
+    /// What else decides its verdicts: those given with other settings are not gone on from.
+    fn settings(&self) -> Value {
+        Value::Null
+    }
 
     /// One verdict for each answer, in order. An answer that cannot be judged gets [`Harm::NotJudged`]; an error ends the
     /// evaluation.
@@ -110,6 +116,9 @@ pub trait Judge {
 impl<J: Judge + ?Sized> Judge for Box<J> {
     fn name(&self) -> String {
         (**self).name()
+    }
+    fn settings(&self) -> Value {
+        (**self).settings()
     }
     fn judge(&mut self, answers: &[Answered]) -> Result<Vec<Verdict>> {
         (**self).judge(answers)
