@@ -52,18 +52,31 @@ fn tokens_whose_text_is_read_otherwise_have_no_string() {
     }
 }
 
-/// White space at the end of a message is the template's to trim.
+/// White space at the end of a message is the template's to trim: no string has a token for it.
 #[test]
-fn a_string_that_the_template_would_trim_is_not_read_back() {
+fn a_string_that_the_template_trims_is_not_read_back() {
     let (_, format) = &formats()[0];
     let place = place();
     let placed = place.encode(format, " a b").unwrap();
     let space = format.tokenizer().encode(" ").unwrap();
     let longer: Vec<i64> = placed.string.iter().chain(&space).copied().collect();
+    let trims = format.prompt(&place.messages(" a b ")).unwrap() == format.prompt(&place.messages(" a b")).unwrap();
     let found = place.string_of(format, &placed, &longer).unwrap();
-    // Where a template keeps it, it must be read as what it was.
-    let reread = found.map(|string| format.prompt(&place.messages(&string)).unwrap().ids().to_vec());
-    assert!(reread.is_none_or(|ids| ids == placed.with(&longer)));
+    assert_eq!(found.is_none(), trims, "{found:?}");
+}
+
+/// The white space that a message begins with is the string's, if the template keeps it.
+#[test]
+fn a_string_can_be_the_whole_message() {
+    for (name, format) in formats() {
+        for before in ["", " "] {
+            let place = StringPlace::new(vec![Message::user(before)], "").unwrap();
+            let placed = place.encode(&format, " x x").unwrap();
+            let prompt = format.prompt(&place.messages(" x x")).unwrap();
+            assert_eq!(placed.with(&placed.string), prompt.ids(), "{name}");
+            assert!(place.string_of(&format, &placed, &placed.string).unwrap().is_some(), "{name}, {before:?}");
+        }
+    }
 }
 
 #[test]

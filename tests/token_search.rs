@@ -6,9 +6,9 @@ mod toy;
 use std::collections::BTreeMap;
 
 use advtrain::{
-    AttackSettings, Batch, CausalLm, Continuation, ContinuationKind, Draws, EmbeddingAttack, Example, Input, Pass,
-    Perturbation, Positions, Probe, ProbeSampling, Result, SearchLoss, SearchPrompt, TargetCrossEntropy, ThreatModel,
-    TokenKind, TokenSearch, TokenSearchSettings, Tokens,
+    AttackSettings, Batch, CausalLm, Continuation, ContinuationKind, Draws, EmbeddingAttack, Example, Hidden, Input,
+    Pass, Perturbation, Positions, Probe, ProbeSampling, Result, SearchLoss, SearchPrompt, TargetCrossEntropy,
+    ThreatModel, TokenKind, TokenSearch, TokenSearchSettings, Tokens,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
@@ -33,7 +33,7 @@ fn search<'a>(
     prompts: &[SearchPrompt],
     settings: TokenSearchSettings,
     allowed: &[i64],
-    reads_back: impl Fn(&[i64]) -> bool + 'a,
+    reads_back: impl Fn(&[i64]) -> bool + Sync + 'a,
 ) -> TokenSearch<'a> {
     let (start, random) = ([vec![4, 4, 4]], ChaCha8Rng::seed_from_u64(5));
     let reads_back = Box::new(move |ids: &[i64]| Ok(reads_back(ids)));
@@ -137,13 +137,15 @@ fn the_gradient_is_towards_one_hot_rows() {
         }
         let steepest = all().into_iter().min_by(|a, b| slope(at, *a).total_cmp(&slope(at, *b))).unwrap();
         let settings = TokenSearchSettings { top_k: 1, width: 3, positions: Positions::Spread, ..settings() };
-        let seen = std::cell::RefCell::new(Vec::new());
+        let seen = std::sync::Mutex::new(Vec::new());
         let keep = |ids: &[i64]| {
-            seen.borrow_mut().push(ids.to_vec());
+            seen.lock().unwrap().push(ids.to_vec());
             true
         };
         search(&model, &[prompt()], settings, &all(), keep).step().unwrap();
-        assert_eq!(seen.borrow()[at][at], steepest, "position {at}");
+        // One candidate for each position; where it changes nothing, the string's own token is the steepest.
+        let own = seen.lock().unwrap().iter().map(|ids| ids[at]).find(|id| *id != string[at]);
+        assert_eq!(own.unwrap_or(string[at]), steepest, "position {at}");
     }
 }
 
@@ -161,7 +163,7 @@ fn losses_of_several_conversations_are_averaged() {
 #[test]
 fn a_search_goes_down_and_keeps_its_best() {
     let model = decoder();
-    for buffer in [0, 4] {
+    for buffer in [0, 1] {
         let mut search = search(&model, &[prompt()], TokenSearchSettings { buffer, ..settings() }, &all(), |_| true);
         let start = search.best().loss;
         let losses: Vec<f64> = (0..12).map(|_| search.step().unwrap().found.loss).collect();
@@ -169,6 +171,27 @@ fn a_search_goes_down_and_keeps_its_best() {
         assert_eq!(search.best().loss, least);
         assert!(least < 0.7 * start, "{buffer}: {start} to {least}");
     }
+}
+
+/// With a buffer the search goes on from the best of several beginnings.
+#[test]
+fn a_buffer_begins_at_the_best_of_several_strings() {
+    let model = decoder();
+    let starts: Vec<Vec<i64>> = (0..4).map(|at| vec![at, 2 * at, 3 * at + 1]).collect();
+    let begin = |starts: &[Vec<i64>], buffer| {
+        let (settings, random) = (TokenSearchSettings { buffer, ..settings() }, ChaCha8Rng::seed_from_u64(5));
+        TokenSearch::new(&model, &[prompt()], starts, &all(), settings, random, Box::new(|_| Ok(true)))
+    };
+    let losses = starts.iter().map(|start| mean(&losses_by_hand(&model, &prompt(), start)));
+    let least = losses.fold(f64::INFINITY, f64::min);
+    let mut search = begin(&starts, 4).unwrap();
+    assert_relative_eq!(search.best().loss, least, max_relative = 1e-9);
+    let best = search.best().ids.clone();
+    let gradient = search.gradients().unwrap().remove(0);
+    let of_best = begin(&[best], 1).unwrap().gradients().unwrap().remove(0);
+    assert!(gradient.allclose(&of_best, 1e-9, 1e-12, false));
+    let error = begin(&starts, 3).unwrap_err().to_string();
+    assert!(error.contains("1 to 3"), "{error}");
 }
 
 #[test]
@@ -190,10 +213,11 @@ fn only_allowed_tokens_that_are_read_back_are_used() {
     for _ in 0..6 {
         let step = found.step().unwrap();
         assert!(step.found.ids.iter().all(|id| [4, 5, 6, 8].contains(id)), "{step:?}");
-        assert_eq!(step.tried + step.unreadable, 60);
+        assert_eq!(step.tried + step.unreadable + step.repeated, 60);
+        assert!(step.unreadable > 0 && step.repeated > 0, "{step:?}");
     }
     let error = search(&model, &[prompt()], settings(), &allowed, |_| false).step().unwrap_err().to_string();
-    assert!(error.contains("none of 60") && error.contains("begin at another string"), "{error}");
+    assert!(error.contains("none of 12") && error.contains("begin at another string"), "{error}");
 }
 
 #[test]
@@ -227,6 +251,25 @@ fn a_draft_spares_passes() {
     assert!(step.tried < 6, "{}", step.tried);
 }
 
+/// A draft that is wrong about everything: many of those that it holds best are tried.
+#[test]
+fn a_draft_that_disagrees_costs_passes() {
+    let model = decoder();
+    let draft = |candidates: &[Vec<i64>]| -> Result<Vec<f64>> {
+        Ok(candidates.iter().map(|ids| -mean(&losses_by_hand(&model, &prompt(), ids))).collect())
+    };
+    let opposed = search(&model, &[prompt()], settings(), &all(), |_| true);
+    let probe = ProbeSampling { sampled: 4, reduction: 2 };
+    let step = opposed.with_draft(Exact(draft), probe).unwrap().step().unwrap();
+    // Half of the distinct candidates by the draft's order, and those of the quarter that both judged.
+    let distinct = 60 - step.repeated;
+    assert!(step.tried >= distinct / 2 && step.tried <= distinct * 3 / 4, "{step:?}");
+    let wrong = search(&model, &[prompt()], settings(), &all(), |_| true);
+    let mut wrong = wrong.with_draft(Exact(|_: &[Vec<i64>]| Ok(vec![1.0])), ProbeSampling::default()).unwrap();
+    let error = wrong.step().unwrap_err().to_string();
+    assert!(error.contains("losses of a draft") && error.contains("found 1"), "{error}");
+}
+
 struct Exact<F>(F);
 
 impl<F: FnMut(&[Vec<i64>]) -> Result<Vec<f64>>> advtrain::Draft for Exact<F> {
@@ -242,9 +285,12 @@ fn costs_are_counted() {
     let start = search.cost();
     // The text before, once; then a row of string, what is behind it, and target.
     assert_eq!((start.forward_passes, start.backward_passes, start.tokens), (1, 0, 3 + 7));
-    search.step().unwrap();
+    let step = search.step().unwrap();
     let cost = search.cost();
-    assert_eq!((cost.forward_passes, cost.backward_passes, cost.tokens), (1 + 1 + 60, 1, 3 + 62 * 7));
+    assert_eq!((cost.forward_passes, cost.backward_passes), (1 + 1 + step.tried, 1));
+    // Candidates share what they begin with, which is read once: fewer tokens than whole rows, more than the rows without.
+    let tried = step.tried;
+    assert!((3 + 2 * 7 + 3 + tried * 5..3 + 2 * 7 + 3 + tried * 7).contains(&cost.tokens), "{cost:?}");
 }
 
 #[test]
@@ -266,10 +312,75 @@ fn bad_settings_are_named() {
     ] {
         assert!(error(settings, &start, &all()).contains(field), "{field}");
     }
+    let roomy = TokenSearchSettings { buffer: 2, ..settings() };
     assert!(error(settings(), &[], &all()).contains("at least one"));
-    assert!(error(settings(), &[vec![1], vec![1, 2]], &all()).contains("[1, 2]"));
+    assert!(error(roomy, &[vec![1], vec![1, 2]], &all()).contains("[1, 2]"));
+    assert!(error(settings(), &[vec![VOCABULARY]], &all()).contains("begins at: expected ids from 0 to 23, found 24"));
     assert!(error(settings(), &start, &[]).contains("allowed tokens"));
     assert!(error(settings(), &start, &[VOCABULARY]).contains("24"));
+}
+
+/// On a GPU an id beyond the table ends the process, so each is checked before it gets there.
+#[test]
+fn ids_that_the_model_lacks_are_named() {
+    let model = decoder();
+    let begin = |prompt: SearchPrompt| {
+        let random = ChaCha8Rng::seed_from_u64(0);
+        TokenSearch::new(&model, &[prompt], &[vec![4]], &all(), settings(), random, Box::new(|_| Ok(true)))
+    };
+    let beyond = vec![VOCABULARY];
+    for (prompt, named) in [
+        (SearchPrompt { before: beyond.clone(), ..prompt() }, "text read before"),
+        (SearchPrompt { behind: beyond.clone(), ..prompt() }, "behind the string"),
+        (SearchPrompt { target: beyond.clone(), ..prompt() }, "target"),
+        (SearchPrompt { target: vec![], ..prompt() }, "target"),
+    ] {
+        let error = begin(prompt).unwrap_err().to_string();
+        assert!(error.contains(named), "{error}");
+    }
+    let mut search = begin(prompt()).unwrap();
+    assert!(search.losses(&[beyond]).unwrap_err().to_string().contains("found 24"));
+    assert!(search.losses(&[vec![]]).unwrap_err().to_string().contains("at least one token"));
+}
+
+/// A model with memory for so many rows.
+struct Small<'a>(&'a dyn CausalLm, usize);
+
+impl CausalLm for Small<'_> {
+    fn layers(&self) -> usize {
+        self.0.layers()
+    }
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+    fn embedding(&self) -> &Tensor {
+        self.0.embedding()
+    }
+    fn hidden(&self, input: &Input) -> Result<Hidden> {
+        if input.layout().rows().len() > self.1 {
+            return Err(advtrain::tch::TchError::Torch("CUDA out of memory. Tried to allocate".into()).into());
+        }
+        self.0.hidden(input)
+    }
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.0.logits(hidden)
+    }
+}
+
+#[test]
+fn where_memory_runs_out_fewer_candidates_are_computed_together() {
+    let model = decoder();
+    let settings = TokenSearchSettings { rows: 60, ..settings() };
+    let run = |model: &dyn CausalLm| {
+        search(model, &[prompt()], settings.clone(), &all(), |_| true).step().map(|step| step.found)
+    };
+    let (found, expected) = (run(&Small(&model, 9)).unwrap(), run(&model).unwrap());
+    assert_eq!(found.ids, expected.ids);
+    assert_relative_eq!(found.loss, expected.loss, max_relative = 1e-9);
+    let (random, reads_back) = (ChaCha8Rng::seed_from_u64(5), Box::new(|_: &[i64]| Ok(true)));
+    let none = Small(&model, 0);
+    let error = TokenSearch::new(&none, &[prompt()], &[vec![4]], &all(), settings, random, reads_back).unwrap_err();
+    assert!(error.to_string().contains("out of memory"), "{error}");
 }
 
 /// R2D2's seed (Mazeika et al. 2024): a string for each row, behind the user's text, that goes on being searched every time the row

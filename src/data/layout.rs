@@ -116,16 +116,18 @@ impl Layout {
         layout
     }
 
-    /// The same rows, each behind `tokens` more tokens of its prompt, of kind [`TokenKind::Template`].
-    pub(crate) fn behind(&self, tokens: usize) -> Self {
-        let mut kinds = Vec::with_capacity(self.kinds.len() + tokens * self.rows.len());
-        let rows = self.rows.iter().enumerate().map(|(index, row)| {
-            kinds.extend(std::iter::repeat_n(TokenKind::Template, tokens));
+    /// The same rows, each behind so many more tokens of its prompt, of kind [`TokenKind::Template`].
+    pub(crate) fn behind(&self, tokens: &[usize]) -> Self {
+        let mut kinds = Vec::with_capacity(self.kinds.len() + tokens.iter().sum::<usize>());
+        let mut moved = 0;
+        let rows = self.rows.iter().zip(tokens).map(|(row, tokens)| {
+            kinds.extend(std::iter::repeat_n(TokenKind::Template, *tokens));
             kinds.extend_from_slice(&self.kinds[row.tokens()]);
-            let moved = |range: &Range<usize>| range.start + (index + 1) * tokens..range.end + (index + 1) * tokens;
-            let prompt = row.prompt.start + index * tokens..moved(&row.prompt).end;
-            let continuations = row.continuations.iter().map(|(kind, range)| (*kind, moved(range))).collect();
-            RowLayout { prompt, continuations }
+            let first = row.prompt.start + moved;
+            moved += tokens;
+            let place = |range: &Range<usize>| range.start + moved..range.end + moved;
+            let continuations = row.continuations.iter().map(|(kind, range)| (*kind, place(range))).collect();
+            RowLayout { prompt: first..place(&row.prompt).end, continuations }
         });
         let rows = rows.collect();
         Self { rows, kinds }

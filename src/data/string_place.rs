@@ -1,7 +1,7 @@
 //! Conversations with a place for a string that an attack looks for.
 
 use super::{ChatFormat, Message, chat_format::PromptAndContent, python_strings::is_space};
-use crate::{Error, Result};
+use crate::{Error, ErrorKind, Result};
 
 /// A conversation whose last message has a place for a string.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,6 +21,8 @@ pub struct PlacedString {
     pub string: Vec<i64>,
     /// What comes behind them, up to the answer.
     pub behind: Vec<i64>,
+    /// The text of `before`.
+    before_text: String,
     /// The string's first bytes, if the last token of `before` stands for them too.
     head: String,
     /// The same of its last bytes and the first token of `behind`.
@@ -67,18 +69,23 @@ impl StringPlace {
         let nothing = || Error::mismatch("string in a prompt", "at least one token of its own", format!("{string:?}"));
         let content = content.ok_or_else(nothing)?;
         // The content without its outer white space, which may be the string's.
-        let start = content.start + self.before.trim_start_matches(is_space).len();
+        let start = match self.before.trim_start_matches(is_space) {
+            "" => content.start - self.space_before(string, &text[..content.start]),
+            before => content.start + before.len(),
+        };
         let end = content.end - self.after.trim_end_matches(is_space).len();
         let from = tokens.partition_point(|token| token.bytes.start < start);
         let to = tokens.partition_point(|token| token.bytes.end <= end);
         if from >= to {
             return Err(nothing());
         }
-        let ids = |range: std::ops::Range<usize>| tokens[range].iter().map(|token| token.id).collect();
+        let ids = |range: std::ops::Range<usize>| tokens[range].iter().map(|token| token.id).collect::<Vec<i64>>();
+        let before = ids(0..from);
         Ok(PlacedString {
+            before_text: format.tokenizer().decode(&before, false)?,
             head: text.get(start..tokens[from].bytes.start).unwrap_or_default().to_string(),
             tail: text.get(tokens[to - 1].bytes.end..end).unwrap_or_default().to_string(),
-            before: ids(0..from),
+            before,
             string: ids(from..to),
             behind: ids(to..tokens.len()),
         })
@@ -90,14 +97,23 @@ impl StringPlace {
     /// # Errors
     /// If the tokenizer refuses the tokens.
     pub fn string_of(&self, format: &ChatFormat, placed: &PlacedString, ids: &[i64]) -> Result<Option<String>> {
-        let tokenizer = format.tokenizer();
         // Decoders drop a leading space, so what stands before is decoded too.
-        let before = tokenizer.decode(&placed.before, false)?;
-        let joint = tokenizer.decode(&[&placed.before, ids].concat(), false)?;
-        let Some(own) = joint.strip_prefix(&before) else { return Ok(None) };
+        let joint = format.tokenizer().decode(&[&placed.before, ids].concat(), false)?;
+        let Some(own) = joint.strip_prefix(&placed.before_text) else { return Ok(None) };
         let string = format!("{}{own}{}", placed.head, placed.tail);
-        let read = format.prompt(&self.messages(&string));
-        // A template may refuse what the string makes of its conversation.
-        Ok(read.is_ok_and(|read| read.ids() == placed.with(ids)).then_some(string))
+        match format.prompt(&self.messages(&string)) {
+            Ok(read) => Ok((read.ids() == placed.with(ids)).then_some(string)),
+            // A template may refuse what the string makes of its conversation.
+            Err(error) if matches!(error.kind(), ErrorKind::Conversation { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Of the white space that a message of nothing but the string begins with, the bytes that the template keeps: `text` is
+    /// what it renders up to the rest of the message.
+    fn space_before(&self, string: &str, text: &str) -> usize {
+        let message = format!("{}{string}", self.before);
+        let space = &message[..message.len() - message.trim_start_matches(is_space).len()];
+        if text.ends_with(space) { space.len() - self.before.len().min(space.len()) } else { 0 }
     }
 }

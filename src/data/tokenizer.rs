@@ -187,6 +187,14 @@ impl Tokenizer {
         texts
     }
 
+    /// Whether the text that ids stand for is read as the same ids again.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the ids or their text.
+    pub fn reads_back(&self, ids: &[i64]) -> Result<bool> {
+        Ok(self.encode(&self.decode(ids, false)?)? == ids)
+    }
+
     /// The ids that a search for readable strings may use: those of the vocabulary that are no added tokens and stand for
     /// text that is printable, and with `ascii_only` ASCII.
     ///

@@ -125,8 +125,8 @@ impl PromptAttack for Continuous {
             backward_passes: passes.backward_passes as usize,
             tokens: passes.forward_passes as usize * length,
             answers: 1,
-            replies: 0,
             seconds: begin.elapsed().as_secs_f64(),
+            ..Cost::default()
         };
         let attempt = Attempt { step: self.settings.attack.steps, stream: 0, messages, loss: Some(attacked), answer };
         Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses: vec![clean, attacked], cost }))

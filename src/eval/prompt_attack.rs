@@ -93,8 +93,10 @@ pub struct Cost {
     pub forward_passes: usize,
     /// Texts whose gradient was computed.
     pub backward_passes: usize,
-    /// Tokens of those texts.
+    /// Tokens of those texts, what many of them begin with counted once where the model reads it once.
     pub tokens: usize,
+    /// Texts that a cheaper model read in place of the attacked one.
+    pub draft_passes: usize,
     /// Answers of the attacked model.
     pub answers: usize,
     /// Replies of helping models.
@@ -123,6 +125,7 @@ impl Cost {
             forward_passes: search.forward_passes,
             backward_passes: search.backward_passes,
             tokens: search.tokens,
+            draft_passes: 0,
             answers,
             replies: 0,
             seconds: begin.elapsed().as_secs_f64(),
@@ -134,6 +137,7 @@ impl Cost {
         self.forward_passes += other.forward_passes;
         self.backward_passes += other.backward_passes;
         self.tokens += other.tokens;
+        self.draft_passes += other.draft_passes;
         self.answers += other.answers;
         self.replies += other.replies;
         self.seconds += other.seconds;

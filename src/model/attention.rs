@@ -115,7 +115,7 @@ impl Attention {
             Plan::Padded(padded) | Plan::Partial { padded, .. } => {
                 let (query, key, value) = (padded.queries.pad(query)?, padded.keys.pad(key)?, padded.keys.pad(value)?);
                 let mixed = match earlier {
-                    Earlier::Text(text) => behind_text(&query, &key, &value, padded, text.block(self.block))?,
+                    Earlier::Text { text, .. } => behind_text(&query, &key, &value, padded, text.block(self.block))?,
                     _ => self.kernel(&query, &key, &value, Some(&padded.mask))?,
                 };
                 padded.queries.unpad(&mixed)

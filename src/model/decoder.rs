@@ -260,9 +260,9 @@ impl Decoder {
         self.run(input, Earlier::Cached(cache))
     }
 
-    /// Final hidden states of rows that stand behind a text.
-    pub(super) fn hidden_behind(&self, input: &Input, text: &ReadText) -> Result<Hidden> {
-        self.run(input, Earlier::Text(text))
+    /// Final hidden states of rows that stand behind so many tokens each of a text.
+    pub(super) fn hidden_behind(&self, input: &Input, text: &ReadText, read: Vec<usize>) -> Result<Hidden> {
+        self.run(input, Earlier::Text { text, read })
     }
 }
 
@@ -312,7 +312,12 @@ impl CausalLm for Decoder {
     }
 
     fn hidden(&self, input: &Input) -> Result<Hidden> {
-        self.run(input, Earlier::Nothing)
+        match input.read() {
+            None => self.run(input, Earlier::Nothing),
+            Some(_) => {
+                Err(Error::mismatch("rows behind a part of a text", "a model that has read one", "one that has not"))
+            }
+        }
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

@@ -12,8 +12,12 @@ pub(super) enum Earlier<'a> {
     Nothing,
     /// Each row's own, to which the new ones are added.
     Cached(&'a mut KvCache),
-    /// A text that all rows begin with.
-    Text(&'a ReadText),
+    /// A text that all rows begin with, or a first part of it.
+    Text {
+        text: &'a ReadText,
+        /// How many of its tokens each row has before it.
+        read: Vec<usize>,
+    },
 }
 
 impl Earlier<'_> {
@@ -22,7 +26,7 @@ impl Earlier<'_> {
         match self {
             Self::Nothing => vec![0; rows],
             Self::Cached(cache) => cache.lengths().to_vec(),
-            Self::Text(text) => vec![text.length(); rows],
+            Self::Text { read, .. } => read.clone(),
         }
     }
 }
@@ -39,6 +43,11 @@ impl ReadText {
     /// What a cache holds of one row.
     pub(super) fn of_row(cache: &KvCache, row: usize) -> Result<Self> {
         Ok(Self { blocks: cache.of_row(row)?, length: cache.lengths()[row] })
+    }
+
+    /// A cache of one row that holds it.
+    pub(super) fn as_cache(&self) -> Result<KvCache> {
+        KvCache::of_text(&self.blocks, self.length)
     }
 
     pub(super) fn length(&self) -> usize {

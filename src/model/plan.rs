@@ -3,7 +3,7 @@
 use tch::{Device, Tensor};
 
 use super::{cache::KvCache, earlier::Earlier};
-use crate::{Layout, Result, tensor::index};
+use crate::{Layout, Result, RowLayout, tensor::index};
 
 /// How a layout is attended to: made once per pass, shared by all blocks, but for the last where only some tokens go on behind
 /// it. Padding exists only in here.
@@ -132,8 +132,8 @@ impl Padded {
         device: Device,
     ) -> Result<Self> {
         let asking = layout.by_row(asking);
-        let text = match (earlier, window) {
-            (Earlier::Text(text), Some(window)) => Some(text_mask(layout, &asking, text.length(), window, device)?),
+        let text = match earlier {
+            Earlier::Text { text, read } => text_mask(layout, &asking, (text.length(), read), window, device)?,
             _ => None,
         };
         Ok(Self {
@@ -145,20 +145,31 @@ impl Padded {
     }
 }
 
-/// Which tokens of a text before the rows are within the window, `[rows, 1, most queries of a row, text]`. `queries` are
-/// packed indices, of each row its own; padded ones see all.
-fn text_mask(layout: &Layout, queries: &[Vec<usize>], text: usize, window: usize, device: Device) -> Result<Tensor> {
+/// Which tokens of a text of so many are seen, `[rows, 1, most queries of a row, text]`: those that stand before the row and are
+/// within the window. `None` if all are. `queries` are packed indices, of each row its own; padded ones see what its first sees.
+fn text_mask(
+    layout: &Layout,
+    queries: &[Vec<usize>],
+    (text, read): (usize, &[usize]),
+    window: Option<usize>,
+    device: Device,
+) -> Result<Option<Tensor>> {
+    let longest = layout.rows().iter().map(RowLayout::path_len).max().unwrap_or(0);
+    let window = window.filter(|window| *window < text + longest);
+    if window.is_none() && read.iter().all(|read| *read == text) {
+        return Ok(None);
+    }
     let positions = layout.positions();
     let most = queries.iter().map(Vec::len).max().unwrap_or(0);
     let mut mask = Vec::with_capacity(queries.len() * most * text);
-    for queries in queries {
+    for (queries, read) in queries.iter().zip(read) {
         for at in 0..most {
-            let position = queries.get(at).map_or(0, |query| text + positions[*query] as usize);
-            mask.extend((0..text).map(|key| position < key + window));
+            let position = queries.get(at).map_or(0, |query| read + positions[*query] as usize);
+            mask.extend((0..text).map(|key| key < *read && window.is_none_or(|window| position < key + window)));
         }
     }
     let size = [queries.len() as i64, 1, most as i64, text as i64];
-    Ok(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?)
+    Ok(Some(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?))
 }
 
 impl Grid {

@@ -7,16 +7,21 @@ mod probe;
 mod prompt;
 mod settings;
 
-use rand_chacha::ChaCha8Rng;
-use tch::{Kind, Tensor};
+use std::collections::HashSet;
 
-use self::{buffer::Buffer, prompt::ReadPrompt};
+use rand_chacha::ChaCha8Rng;
+use tch::Tensor;
+
+use self::{
+    buffer::Buffer,
+    prompt::{Near, ReadPrompt},
+};
 pub use self::{
     probe::{Draft, ProbeSampling},
     prompt::{SearchCost, SearchPrompt},
     settings::{Positions, SearchLoss, TokenSearchSettings},
 };
-use crate::{CausalLm, Error, Result, tensor};
+use crate::{CausalLm, Error, ErrorKind, Result, tensor};
 
 /// A string of tokens and its loss.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,19 +41,26 @@ pub struct SearchStep {
     pub tried: usize,
     /// Candidates left out because their text is read as other tokens.
     pub unreadable: usize,
+    /// Candidates left out because they were drawn before.
+    pub repeated: usize,
 }
 
-/// Whether a string of these ids, put in its place in every conversation, is read as these ids again.
-pub type ReadsBack<'a> = Box<dyn Fn(&[i64]) -> Result<bool> + 'a>;
+/// Whether a string of these ids, put in its place in every conversation, is read as these ids again: for conversations of
+/// messages [`crate::StringPlace::string_of`] tells, for tokens alone [`crate::Tokenizer::reads_back`]. Asked from several threads.
+pub type ReadsBack<'a> = Box<dyn Fn(&[i64]) -> Result<bool> + Sync + 'a>;
 
 /// A search for one string that makes the targets of one or several conversations likely.
 pub struct TokenSearch<'a> {
     prompts: Vec<ReadPrompt<'a>>,
-    /// 0 for a token that may be used, infinity for one that may not `[vocabulary]`, float32.
+    /// 0 for a token that may be used, infinity for one that may not `[vocabulary]`, in the model's master kind.
     forbidden: Tensor,
+    /// How many tokens may be used.
+    allowed: usize,
     reads_back: ReadsBack<'a>,
     draft: Option<(Box<dyn Draft + 'a>, ProbeSampling)>,
     settings: TokenSearchSettings,
+    /// Strings of one forward pass.
+    rows: usize,
     random: ChaCha8Rng,
     buffer: Buffer,
     best: FoundString,
@@ -65,12 +77,12 @@ impl std::fmt::Debug for TokenSearch<'_> {
 }
 
 impl<'a> TokenSearch<'a> {
-    /// Begins at a string, or at several where the settings have a buffer for them. `allowed` are the ids that may be used,
-    /// the string's own need not be among them.
+    /// Begins at a string, or at as many as the settings' buffer holds. `allowed` are the ids that may be used, the string's own
+    /// need not be among them.
     ///
     /// # Errors
-    /// If a setting is out of range; there is no conversation, no string, or strings of different lengths; an id is not of the
-    /// model's vocabulary; or the model fails.
+    /// If a setting is out of range; there is no conversation, no string, more than the buffer holds, or strings of different
+    /// lengths; an id is not of the model's vocabulary; a loss is not finite; or the model fails.
     pub fn new(
         model: &'a dyn CausalLm,
         prompts: &[SearchPrompt],
@@ -81,19 +93,37 @@ impl<'a> TokenSearch<'a> {
         reads_back: ReadsBack<'a>,
     ) -> Result<Self> {
         settings.validate()?;
-        check_strings(start)?;
-        if prompts.is_empty() {
-            return Err(Error::mismatch("conversations of a token search", "at least one", 0));
-        }
+        check_strings(start, settings.buffer)?;
+        check_ids("strings that a token search begins at", start.concat(), model)?;
+        check_ids("allowed tokens of a token search", allowed.to_vec(), model)?;
+        check_prompts(prompts, model)?;
         let mut cost = SearchCost::default();
+        let mut rows = settings.rows;
         let read = |prompt| ReadPrompt::new(model, prompt, &mut cost);
         let prompts = prompts.iter().map(read).collect::<Result<Vec<_>>>()?;
-        let losses = mean_losses(&prompts, start, &settings, &mut cost)?;
+        let near = Near { strings: start, like: &[] };
+        let losses = mean_losses(&prompts, near, &settings, &mut rows, &mut cost)?;
+        if let Some(loss) = losses.iter().find(|loss| !loss.is_finite()) {
+            let what = "loss of a string that a token search begins at".into();
+            return Err(ErrorKind::NotFinite { what, value: *loss }.into());
+        }
         let strings = start.iter().zip(losses).map(|(ids, loss)| FoundString { ids: ids.clone(), loss });
         let buffer = Buffer::new(strings.collect(), settings.buffer);
         let best = buffer.best().clone();
-        let forbidden = forbidden(model, allowed)?;
-        Ok(Self { prompts, forbidden, reads_back, draft: None, settings, random, buffer, best, cost })
+        let distinct = allowed.iter().collect::<HashSet<_>>().len();
+        Ok(Self {
+            prompts,
+            forbidden: forbidden(model, allowed)?,
+            allowed: distinct,
+            reads_back,
+            draft: None,
+            settings,
+            rows,
+            random,
+            buffer,
+            best,
+            cost,
+        })
     }
 
     /// Lets a cheaper model choose which candidates are worth a pass: see [`ProbeSampling`].
@@ -119,14 +149,18 @@ impl<'a> TokenSearch<'a> {
     /// One step: gradient, candidates, their losses.
     ///
     /// # Errors
-    /// If no candidate's text is read as the tokens that it is made of, a loss is not finite, or the model fails.
+    /// If the gradient is not finite, no candidate's text is read as the tokens that it is made of, no candidate's loss is
+    /// finite, or the model fails.
     pub fn step(&mut self) -> Result<SearchStep> {
         let promising = self.promising()?;
         let drawn = candidates::draw(&self.buffer.best().ids, &promising, &self.settings, &mut self.random);
-        let readable = drawn.iter().map(|ids| (self.reads_back)(ids)).collect::<Result<Vec<_>>>()?;
-        let kept: Vec<Vec<i64>> =
-            drawn.into_iter().zip(&readable).filter(|(_, kept)| **kept).map(|(ids, _)| ids).collect();
-        let unreadable = readable.len() - kept.len();
+        let mut seen = HashSet::new();
+        let distinct: Vec<Vec<i64>> = drawn.into_iter().filter(|ids| seen.insert(ids.clone())).collect();
+        let repeated = self.settings.width - distinct.len();
+        let readable = in_parallel(&distinct, &self.reads_back)?;
+        let (kept, left_out): (Vec<_>, Vec<_>) = distinct.into_iter().zip(readable).partition(|(_, kept)| *kept);
+        let kept: Vec<Vec<i64>> = kept.into_iter().map(|(ids, _)| ids).collect();
+        let unreadable = left_out.len();
         if kept.is_empty() {
             return Err(Error::mismatch(
                 "candidates of a token search",
@@ -135,16 +169,17 @@ impl<'a> TokenSearch<'a> {
             ));
         }
         let tried = self.judge(&kept)?;
-        let found = |(at, loss): (usize, f64)| FoundString { ids: kept[at].clone(), loss };
-        let best = tried.iter().copied().min_by(|(_, a), (_, b)| a.total_cmp(b)).map(found);
-        let found = best.filter(|best| best.loss.is_finite()).ok_or_else(|| {
+        let finite = tried.iter().copied().filter(|(_, loss)| loss.is_finite());
+        let best = finite.min_by(|(_, a), (_, b)| a.total_cmp(b));
+        let (at, loss) = best.ok_or_else(|| {
             Error::mismatch("losses of a token search's candidates", "finite numbers", "none that is")
         })?;
+        let found = FoundString { ids: kept[at].clone(), loss };
         self.buffer.add(found.clone());
         if found.loss < self.best.loss {
             self.best = found.clone();
         }
-        Ok(SearchStep { found, tried: tried.len(), unreadable })
+        Ok(SearchStep { found, tried: tried.len(), unreadable, repeated })
     }
 
     /// Whether the model, behind the best string and taking the likeliest tokens, says the target of every conversation.
@@ -170,47 +205,57 @@ impl<'a> TokenSearch<'a> {
         prompts.iter().map(|prompt| prompt.gradient(&buffer.best().ids, settings.loss, cost)).collect()
     }
 
-    /// What the search drives down, of other strings of any lengths: the mean over the conversations.
+    /// What the search drives down, of other strings: the mean over the conversations.
     ///
     /// # Errors
-    /// If a string has no token or one that the model lacks, or the model fails.
+    /// If strings are of different lengths, or have no token or one that the model lacks, or the model fails.
     pub fn losses(&mut self, strings: &[Vec<i64>]) -> Result<Vec<f64>> {
-        mean_losses(&self.prompts, strings, &self.settings, &mut self.cost)
+        check_strings(strings, strings.len())?;
+        let Some(first) = self.prompts.first() else { return Ok(Vec::new()) };
+        check_ids("strings of a token search", strings.concat(), first.model())?;
+        let Self { prompts, settings, rows, cost, buffer, .. } = self;
+        mean_losses(prompts, Near { strings, like: &buffer.best().ids }, settings, rows, cost)
     }
 
     /// For each position the allowed tokens along which the loss falls most steeply.
     fn promising(&mut self) -> Result<Vec<Vec<i64>>> {
-        let mut sum: Option<Tensor> = None;
+        let mut sum = self.forbidden.f_unsqueeze(0)?;
         for gradient in self.gradients()? {
+            let most = tensor::number(&gradient.f_abs()?.f_max()?)?;
+            if !most.is_finite() {
+                return Err(ErrorKind::NotFinite { what: "gradient of a token search".into(), value: most }.into());
+            }
             // Conversations have gradients of different sizes; with one of them its size decides nothing.
-            let norm = gradient.f_norm_scalaropt_dim(2, [-1].as_slice(), true)?.f_clamp_min(f64::MIN_POSITIVE)?;
-            let gradient = gradient.f_div(&norm)?;
-            sum = Some(match sum {
-                Some(sum) => sum.f_add(&gradient)?,
-                None => gradient,
-            });
+            let norm =
+                gradient.f_norm_scalaropt_dim(2, [-1].as_slice(), true)?.f_clamp_min(f64::from(f32::MIN_POSITIVE))?;
+            sum = sum.f_add(&gradient.f_div(&norm)?)?;
         }
-        let Some(sum) = sum else { return Ok(Vec::new()) };
-        let allowed = Vec::<f64>::try_from(self.forbidden.f_eq(0)?.f_sum(Kind::Double)?.f_reshape([1])?)?[0];
-        let top_k = (self.settings.top_k as i64).min(allowed as i64);
-        let (_, tokens) = sum.f_add(&self.forbidden)?.f_topk(top_k, -1, false, true)?;
+        let top_k = self.settings.top_k.min(self.allowed);
+        let (_, tokens) = sum.f_topk(top_k as i64, -1, false, true)?;
         let tokens = tensor::numbers(&tokens)?;
-        Ok(tokens.chunks(top_k as usize).map(|line| line.iter().map(|id| *id as i64).collect()).collect())
+        Ok(tokens.chunks(top_k).map(|line| line.iter().map(|id| *id as i64).collect()).collect())
     }
 
     /// The losses of the candidates that are tried, and which they are.
     fn judge(&mut self, candidates: &[Vec<i64>]) -> Result<Vec<(usize, f64)>> {
-        let Self { prompts, settings, cost, draft, random, .. } = self;
+        let Self { prompts, settings, rows, cost, draft, random, buffer, .. } = self;
+        let like = &buffer.best().ids;
         let mut target = |chosen: &[usize]| {
             let strings: Vec<Vec<i64>> = chosen.iter().map(|at| candidates[*at].clone()).collect();
-            mean_losses(prompts, &strings, settings, cost)
+            mean_losses(prompts, Near { strings: &strings, like }, settings, rows, cost)
         };
         match draft {
             None => {
                 let all: Vec<usize> = (0..candidates.len()).collect();
                 Ok(all.iter().copied().zip(target(&all)?).collect())
             }
-            Some((draft, probe)) => probe.losses(&draft.losses(candidates)?, settings.width, random, &mut target),
+            Some((draft, probe)) => {
+                let losses = draft.losses(candidates)?;
+                if losses.len() != candidates.len() {
+                    return Err(Error::mismatch("losses of a draft", candidates.len(), losses.len()));
+                }
+                probe.losses(&losses, random, &mut target)
+            }
         }
     }
 }
@@ -218,39 +263,69 @@ impl<'a> TokenSearch<'a> {
 /// The loss of each string, the mean over the conversations.
 fn mean_losses(
     prompts: &[ReadPrompt],
-    strings: &[Vec<i64>],
+    near: Near,
     settings: &TokenSearchSettings,
+    rows: &mut usize,
     cost: &mut SearchCost,
 ) -> Result<Vec<f64>> {
-    let mut sums = vec![0.0; strings.len()];
+    let mut sums = vec![0.0; near.strings.len()];
     for prompt in prompts {
-        let losses = prompt.losses(strings, settings.loss, settings.rows, cost)?;
+        let losses = prompt.losses(near, settings.loss, rows, cost)?;
         sums.iter_mut().zip(losses).for_each(|(sum, loss)| *sum += loss);
     }
     Ok(sums.into_iter().map(|sum| sum / prompts.len() as f64).collect())
 }
 
-fn check_strings(strings: &[Vec<i64>]) -> Result<()> {
+/// What a check says of each string, in their order; asked from as many threads as the machine runs.
+fn in_parallel(strings: &[Vec<i64>], check: &ReadsBack) -> Result<Vec<bool>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let share = strings.len().div_ceil(threads).max(1);
+    std::thread::scope(|scope| {
+        let ask = |strings: &[Vec<i64>]| strings.iter().map(|ids| check(ids)).collect::<Result<Vec<_>>>();
+        let asked: Vec<_> = strings.chunks(share).map(|strings| scope.spawn(move || ask(strings))).collect();
+        let panicked = || Error::mismatch("check of a token search's candidates", "an answer", "a panic");
+        let found = asked.into_iter().map(|thread| thread.join().map_err(|_| panicked())?);
+        Ok(found.collect::<Result<Vec<_>>>()?.concat())
+    })
+}
+
+fn check_strings(strings: &[Vec<i64>], most: usize) -> Result<()> {
     let lengths: Vec<usize> = strings.iter().map(Vec::len).collect();
-    match lengths.first() {
-        Some(first) if *first > 0 && lengths.iter().all(|length| length == first) => Ok(()),
-        _ => Err(Error::mismatch(
-            "strings that a token search begins at",
-            "at least one, of one length, at least one token each",
+    let even = lengths.first().is_some_and(|first| *first > 0 && lengths.iter().all(|length| length == first));
+    if !even || strings.len() > most.max(1) {
+        return Err(Error::mismatch(
+            "strings of a token search",
+            format!("1 to {}, of one length, of at least one token each", most.max(1)),
             format!("lengths {lengths:?}"),
-        )),
+        ));
+    }
+    Ok(())
+}
+
+fn check_ids(what: &str, ids: Vec<i64>, model: &dyn CausalLm) -> Result<()> {
+    let vocabulary = model.vocabulary();
+    match ids.iter().find(|id| !(0..vocabulary).contains(*id)) {
+        Some(id) => Err(Error::mismatch(what, format!("ids from 0 to {}", vocabulary - 1), id)),
+        None if ids.is_empty() => Err(Error::mismatch(what, "at least one token", "none")),
+        None => Ok(()),
     }
 }
 
+fn check_prompts(prompts: &[SearchPrompt], model: &dyn CausalLm) -> Result<()> {
+    if prompts.is_empty() {
+        return Err(Error::mismatch("conversations of a token search", "at least one", 0));
+    }
+    for prompt in prompts {
+        check_ids("target of a token search", prompt.target.clone(), model)?;
+        if !prompt.behind.is_empty() {
+            check_ids("tokens behind the string of a token search", prompt.behind.clone(), model)?;
+        }
+    }
+    Ok(())
+}
+
 fn forbidden(model: &dyn CausalLm, allowed: &[i64]) -> Result<Tensor> {
-    let vocabulary = model.vocabulary();
-    if let Some(id) = allowed.iter().find(|id| !(0..vocabulary).contains(*id)) {
-        return Err(Error::mismatch("allowed token id", format!("0 to {}", vocabulary - 1), id));
-    }
-    if allowed.is_empty() {
-        return Err(Error::mismatch("allowed tokens of a token search", "at least one", "none"));
-    }
     let options = (model.master_kind(), model.device());
-    let forbidden = Tensor::f_full([vocabulary], f64::INFINITY, options)?;
+    let forbidden = Tensor::f_full([model.vocabulary()], f64::INFINITY, options)?;
     Ok(forbidden.f_index_fill(0, &tensor::index(allowed, model.device())?, 0.0)?)
 }

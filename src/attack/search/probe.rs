@@ -17,7 +17,7 @@ pub trait Draft {
 
 /// How far a draft model is trusted.
 ///
-/// A random sample of `width / sampled` candidates is judged by both models. The better their ranks agree, with alpha =
+/// Of `width` candidates that can be read back a random sample of `width / sampled` is judged by both models. The better their ranks agree, with alpha =
 /// (1 + Spearman's correlation) / 2, the fewer of the candidates that the draft holds best, (1 - alpha) width / `reduction` of them, are judged
 /// by the attacked model too.
 ///
@@ -57,16 +57,16 @@ impl ProbeSampling {
     pub(super) fn losses(
         &self,
         draft: &[f64],
-        width: usize,
         random: &mut impl Rng,
         target: &mut dyn FnMut(&[usize]) -> Result<Vec<f64>>,
     ) -> Result<Vec<(usize, f64)>> {
-        let amount = (width / self.sampled).clamp(1, draft.len());
-        let probes = sample(random, draft.len(), amount).into_vec();
+        let width = draft.len();
+        let amount = (width / self.sampled).max(1);
+        let probes = sample(random, width, amount).into_vec();
         let found = target(&probes)?;
         let alpha = agreement(&probes.iter().map(|at| draft[*at]).collect::<Vec<_>>(), &found);
-        let filtered = (((1.0 - alpha) * width as f64 / self.reduction as f64) as usize).clamp(1, draft.len());
-        let mut best: Vec<usize> = (0..draft.len()).collect();
+        let filtered = (((1.0 - alpha) * width as f64 / self.reduction as f64) as usize).clamp(1, width);
+        let mut best: Vec<usize> = (0..width).collect();
         best.sort_by(|a, b| draft[*a].total_cmp(&draft[*b]));
         best.truncate(filtered);
         best.retain(|at| !probes.contains(at));
@@ -84,13 +84,11 @@ fn agreement(left: &[f64], right: &[f64]) -> f64 {
     if scale > 0.0 { (1.0 + of(&left, &right) / scale) / 2.0 } else { 0.5 }
 }
 
-/// The rank of each number, from 0.
+/// The rank of each number, from 0; equal numbers share the mean of theirs.
 fn ranks(numbers: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..numbers.len()).collect();
-    order.sort_by(|a, b| numbers[*a].total_cmp(&numbers[*b]));
-    let mut ranks = vec![0.0; numbers.len()];
-    order.into_iter().enumerate().for_each(|(rank, at)| ranks[at] = rank as f64);
-    ranks
+    let count = |of: &dyn Fn(&f64) -> bool| numbers.iter().filter(|number| of(number)).count() as f64;
+    let rank = |own: &f64| count(&|other| other < own) + (count(&|other| other == own) - 1.0) / 2.0;
+    numbers.iter().map(rank).collect()
 }
 
 #[cfg(test)]
@@ -107,6 +105,8 @@ mod tests {
         assert_relative_eq!(agreement(&[3.0, 1.0, 2.0, 5.0, 4.0], &[2.0, 1.0, 4.0, 5.0, 3.0]), 0.85);
         assert_relative_eq!(agreement(&[1.0, 2.0], &[2.0, 1.0]), 0.0);
         assert_relative_eq!(agreement(&[1.0], &[1.0]), 0.5);
+        // scipy.stats.spearmanr([1, 2, 2, 4], [1, 3, 2, 4]) is 0.9486832980505138.
+        assert_relative_eq!(agreement(&[1.0, 2.0, 2.0, 4.0], &[1.0, 3.0, 2.0, 4.0]), 1.948_683_298_050_513_8 / 2.0);
     }
 
     /// A draft that is right: of 64 candidates four probes and the one best are judged.
@@ -120,7 +120,7 @@ mod tests {
             Ok(chosen.iter().map(|at| 10.0 + draft[*at]).collect())
         };
         let random = &mut ChaCha8Rng::seed_from_u64(0);
-        let found = ProbeSampling::default().losses(&draft, 64, random, &mut target).unwrap();
+        let found = ProbeSampling::default().losses(&draft, random, &mut target).unwrap();
         assert!(found.contains(&(best, 10.0)));
         assert!(judged <= 5, "{judged}");
     }

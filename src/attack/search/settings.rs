@@ -15,7 +15,7 @@ use crate::{Error, Result};
 /// | `positions` | `drawn` | how they are chosen | `drawn`, `spread` |
 /// | `loss` | `cross_entropy` | what is driven down | |
 /// | `buffer` | 0 | the best strings that are kept, and gone on from the best; 0: always from the newest | |
-/// | `rows` | 128 | candidates of one forward pass: what memory allows | at least 1 |
+/// | `rows` | 128 | candidates of one forward pass; halved where memory runs out | at least 1 |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TokenSearchSettings {
@@ -59,6 +59,18 @@ pub enum SearchLoss {
         /// Above 0.
         sharpness: f64,
     },
+}
+
+impl SearchLoss {
+    /// Of cross-entropies that were computed elsewhere, one for each token of the target; of none it is infinite.
+    pub fn of(self, losses: &[f64]) -> f64 {
+        let mean = |of: &dyn Fn(f64) -> f64| losses.iter().map(|loss| of(*loss)).sum::<f64>() / losses.len() as f64;
+        let Some(most) = losses.iter().copied().reduce(f64::max) else { return f64::INFINITY };
+        match self {
+            Self::CrossEntropy => mean(&|loss| loss),
+            Self::Mellowmax { sharpness } => most + mean(&|loss| (sharpness * (loss - most)).exp()).ln() / sharpness,
+        }
+    }
 }
 
 impl Default for TokenSearchSettings {
