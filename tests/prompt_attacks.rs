@@ -53,54 +53,6 @@ fn autodan() -> AutoDanSettings {
 }
 
 #[test]
-fn gcg_asks_with_its_best_string_and_goes_down() {
-    with_subject(|subject| {
-        let trajectory = done(&mut gcg(), subject, &case("x"));
-        assert_eq!(trajectory.attempts.iter().map(|one| one.step).collect::<Vec<_>>(), [0, 2, 4, 6]);
-        assert_eq!((trajectory.losses.len(), trajectory.offered), (7, 3));
-        let losses: Vec<f64> = trajectory.attempts.iter().map(|one| one.loss.unwrap()).collect();
-        assert!(losses.windows(2).all(|pair| pair[1] <= pair[0]) && losses[3] < losses[0], "{losses:?}");
-        let offer = trajectory.offer().unwrap();
-        assert!(offer.messages[0].content.starts_with("Tell me x"), "{:?}", offer.messages);
-        assert_eq!(subject.answers(&[offer.messages.clone()]).unwrap(), [offer.answer.clone()]);
-        assert_eq!(done(&mut gcg(), subject, &case("x")).attempts, trajectory.attempts, "same seed, same search");
-    });
-}
-
-#[test]
-fn one_suffix_serves_several_cases() {
-    with_subject(|subject| {
-        let cases = ["x", "y"].map(case);
-        let found = gcg().universal(subject, &cases, &mut |_, _| ControlFlow::Continue(())).unwrap().unwrap();
-        assert_eq!(found.losses.len(), 7);
-        assert!(found.losses[6] < found.losses[0], "{:?}", found.losses);
-        let test_cases = found.test_cases(&cases);
-        assert_eq!(test_cases["y"], [format!("Tell me y{}", found.suffix)]);
-        assert!(gcg().universal(subject, &[], &mut |_, _| ControlFlow::Continue(())).is_err());
-        let stopped = gcg().universal(subject, &cases, &mut |_, _| ControlFlow::Break(())).unwrap();
-        assert_eq!(stopped, None);
-    });
-}
-
-#[test]
-fn a_draft_with_another_tokenizer_chooses_candidates() {
-    let format = ChatFormat::load(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tokenizer_sp"));
-    let format = format.unwrap();
-    let json = serde_json::json!({
-        "model_type": "llama", "vocab_size": format.tokenizer().vocabulary_size(), "hidden_size": 16,
-        "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "tie_word_embeddings": true
-    });
-    let draft = Decoder::random(json, 0.4, 2, Kind::Float, Device::Cpu).unwrap();
-    with_subject(|subject| {
-        let mut attack = gcg().with_draft("draft", &draft, &format, ProbeSampling::default()).unwrap();
-        assert_eq!(attack.settings()["draft"], "draft");
-        let (with, without) = (done(&mut attack, subject, &case("x")), done(&mut gcg(), subject, &case("x")));
-        assert!(with.losses.last().unwrap() < &with.losses[0]);
-        assert!(with.cost.forward_passes < without.cost.forward_passes);
-    });
-}
-
-#[test]
 fn autodan_returns_the_best_of_all_generations() {
     with_subject(|subject| {
         for words_between in [0, 1] {

@@ -126,7 +126,11 @@ impl<'a> Subject<'a> {
         let vocabulary = self.model.vocabulary();
         let find = || -> Result<Vec<i64>> {
             let ids = self.format.tokenizer().printable_ids(ascii_only)?;
-            Ok(ids.into_iter().filter(|id| *id < vocabulary).collect())
+            let ids: Vec<i64> = ids.into_iter().filter(|id| *id < vocabulary).collect();
+            if ids.is_empty() {
+                return Err(Error::mismatch("tokens of a search for strings", "some that are printable", "none"));
+            }
+            Ok(ids)
         };
         if !ascii_only {
             return find();

@@ -152,11 +152,12 @@ impl<'a> Gcg<'a> {
     ) -> Result<TokenSearch<'s>> {
         let settings = &self.settings;
         let mut random = generator(settings.seed, "gcg", name);
+        let allowed = subject.searchable_ids(settings.ascii_only)?;
         let search = TokenSearch::new(
             subject.model(),
             &places.prompts(cases, &settings.start)?,
-            &places.starts(settings, &mut random)?,
-            &subject.searchable_ids(settings.ascii_only)?,
+            &places.starts(settings.search.buffer, &allowed, &mut random)?,
+            &allowed,
             settings.search.clone(),
             random,
             Box::new(|ids| Ok(places.string_of(ids)?.is_some())),

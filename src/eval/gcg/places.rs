@@ -2,7 +2,7 @@
 
 use rand::{Rng, RngExt};
 
-use super::{super::case::Case, GcgSettings};
+use super::super::case::Case;
 use crate::{ChatFormat, Error, Message, PlacedString, Result, SearchPrompt, StringPlace};
 
 /// Where the string stands in one case's conversation.
@@ -76,33 +76,34 @@ impl<'s> Places<'s> {
         Ok(found)
     }
 
-    /// What the search begins at: the start, and random texts of as many tokens where the buffer has room for more, as in
-    /// nanoGCG.
-    pub(super) fn starts(&self, settings: &GcgSettings, random: &mut impl Rng) -> Result<Vec<Vec<i64>>> {
+    /// What the search begins at: the start, and random strings of as many tokens where the buffer has room for more, as in
+    /// nanoGCG, which makes them of punctuation.
+    pub(super) fn starts(&self, buffer: usize, allowed: &[i64], random: &mut impl Rng) -> Result<Vec<Vec<i64>>> {
         let mut starts = vec![self.start().to_vec()];
-        for _ in 1..settings.search.buffer {
-            let drawn = (0..TRIES).map(|_| self.draw(random)).find_map(Result::transpose).transpose()?;
-            starts.push(drawn.ok_or_else(|| {
-                let allowed = "0 or 1 for this tokenizer, which has no token for many a single sign";
-                Error::setting("gcg.search.buffer", settings.search.buffer, allowed)
-            })?);
+        for _ in 1..buffer {
+            starts.push(self.random_string(allowed, random)?);
         }
         Ok(starts)
     }
 
-    /// A random text with as many tokens as the start; `None` if it has another number.
-    fn draw(&self, random: &mut impl Rng) -> Result<Option<Vec<i64>>> {
-        let length = self.start().len();
-        let text: String =
-            (0..length).flat_map(|_| [' ', char::from(SIGNS[random.random_range(0..SIGNS.len())])]).collect();
-        let Place { place, .. } = &self.places[0];
-        let ids = place.encode(self.format, &text)?.string;
-        Ok((ids.len() == length && self.string_of(&ids)?.is_some()).then_some(ids))
+    /// A random string with as many tokens as the start, each chosen so that all up to it are read back.
+    fn random_string(&self, allowed: &[i64], random: &mut impl Rng) -> Result<Vec<i64>> {
+        let mut ids = Vec::with_capacity(self.start().len());
+        while ids.len() < self.start().len() {
+            let mut longer = || -> Result<Option<Vec<i64>>> {
+                let next = allowed[random.random_range(0..allowed.len())];
+                let longer = [&ids[..], &[next]].concat();
+                Ok(self.string_of(&longer)?.is_some().then_some(longer))
+            };
+            let found = (0..TRIES).map(|_| longer()).find_map(Result::transpose).transpose()?;
+            ids = found.ok_or_else(|| {
+                let what = "random strings of a search's buffer";
+                Error::mismatch(what, "tokens whose text is read as the same tokens", format!("none in {TRIES} tries"))
+            })?;
+        }
+        Ok(ids)
     }
 }
 
-/// Of which random texts are made: what most tokenizers have a token for, with a space before it.
-const SIGNS: &[u8] = b".,!?;:()[]{}@#$%&*wxyz";
-
-/// So many random texts are tried for one of the right number of tokens.
-const TRIES: usize = 100;
+/// So many tokens are tried for a place in a random string.
+const TRIES: usize = 1000;
