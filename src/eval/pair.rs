@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{
     answers::answers,
     case::{Case, Subject},
-    chat_model::{ChatModel, ReplySettings, identity, replies_of},
+    chat_model::{ChatModel, Reply, ReplySettings, identity, replies_of},
     guard::Frame,
     judge::{Answered, Harm, Judge, Verdict, verdicts_of},
     prompt_attack::{Attempt, Outcome, PromptAttack, Trajectory, Watch},
@@ -342,25 +342,27 @@ impl<'s, 'a> Search<'s, 'a> {
         self.trajectory.cost.replies += streams.len();
         let replies = replies_of(&mut *self.attack.attacker, &conversations, &reply)?;
         for (stream, reply) in streams.iter().copied().zip(replies) {
-            match reply {
-                Err(failure) => self.why = failure.to_string(),
-                Ok(reply) => match prompt_of(&reply) {
-                    None => {
-                        self.why =
-                            format!("no JSON with a prompt in {:?}", reply.chars().take(200).collect::<String>());
-                        again.push(stream);
-                    }
-                    Some(prompt) => {
-                        let messages = asked(self.case, &prompt);
-                        match self.subject.check(&messages) {
-                            Ok(()) => prompts.push(Prompt { stream, reply, messages }),
-                            Err(error) => self.why = error.to_string(),
-                        }
-                    }
-                },
+            match self.read(stream, reply) {
+                Ok(prompt) => prompts.push(prompt),
+                Err((why, may_ask_again)) => {
+                    self.why = why;
+                    again.extend(may_ask_again.then_some(stream));
+                }
             }
         }
         Ok(())
+    }
+
+    /// The prompt of a reply; without one, why, and whether the stream may ask again.
+    fn read(&self, stream: usize, reply: Reply) -> std::result::Result<Prompt, (String, bool)> {
+        let reply = reply.map_err(|failure| (failure.to_string(), false))?;
+        let Some(prompt) = prompt_of(&reply) else {
+            let beginning: String = reply.chars().take(200).collect();
+            return Err((format!("no JSON with a prompt in {beginning:?}"), true));
+        };
+        let messages = asked(self.case, &prompt);
+        self.subject.check(&messages).map_err(|error| (error.to_string(), false))?;
+        Ok(Prompt { stream, reply, messages })
     }
 
     fn answers(&mut self, prompts: &[Prompt]) -> Result<Vec<String>> {
