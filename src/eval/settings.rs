@@ -208,7 +208,8 @@ mod tests {
 
     #[test]
     fn errors_name_the_section_of_the_file() {
-        let changes: [(&str, fn(&mut EvaluationSettings)); 9] = [
+        type Change = fn(&mut EvaluationSettings);
+        let changes: [(&str, Change); 9] = [
             ("direct.prefill", |settings| settings.direct.prefill = 1),
             ("prefill.samples", |settings| settings.prefill.samples = 0),
             ("prefill.prefill", |settings| settings.prefill.prefill = 0),
