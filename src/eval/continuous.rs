@@ -9,13 +9,23 @@ use super::{
     case::{Case, Subject},
     embedding::{Measurement, attack_examples},
     prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
+    requirements::{can_be_asked, has_a_target},
+    settings::renamed,
 };
 use crate::{
-    AttackSettings, Continuation, ContinuationKind, Error, Example, Message, Pgd, Region, Result, StringPlace,
-    TokenKind, Tokens,
+    AttackSettings, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation, Message, Pgd, Region,
+    Result, StringPlace, TokenKind, Tokens,
 };
 
 /// How a prompt's embeddings are attacked.
+///
+/// | Name | Default | Purpose | Range |
+/// |---|---|---|---|
+/// | `name` | | the attack's name in a report | a text |
+/// | `attack` | | [`Pgd`]: how to search, and how far | on harmful rows |
+/// | `around` | | [`AttackSettings`]: starts, restarts, and which iterate counts | no warm start |
+/// | `suffix` | none | a string put behind the behaviour, which alone is perturbed | at least one token |
+/// | `seed` | | decides every random start, with the case's id | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ContinuousSettings {
@@ -25,7 +35,9 @@ pub struct ContinuousSettings {
     pub attack: Pgd,
     /// Starts, restarts, and which iterate counts.
     pub around: AttackSettings,
-    /// A string put behind the behaviour, which alone is perturbed; without, what the threat set says of the prompt itself.
+    /// A string put behind the behaviour, which alone is perturbed; without, what the threat set says of the prompt
+    /// itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub suffix: Option<String>,
     /// Decides every random start, with the case's id.
     pub seed: u64,
@@ -37,8 +49,25 @@ impl ContinuousSettings {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        self.attack.threat.validate()?;
-        self.around.validate()?;
+        if self.name.trim().is_empty() {
+            return Err(Error::setting("embedding.name", format!("{:?}", self.name), "a text"));
+        }
+        let inside =
+            |error| renamed(error, |field| format!("embedding.{}", field.replacen("attack_settings", "around", 1)));
+        self.attack.validate().map_err(inside)?;
+        self.around.validate().map_err(inside)?;
+        self.around.check_restarts(&self.attack).map_err(inside)?;
+        if self.attack.threat.rows != ContinuationKind::Harmful {
+            let rows = format!("{:?}", self.attack.threat.rows);
+            return Err(Error::setting(
+                "embedding.attack.threat.rows",
+                rows,
+                "harmful: the target is what is attacked",
+            ));
+        }
+        if self.around.warm_start {
+            return Err(Error::setting("embedding.around.warm_start", true, "false: each case is attacked once"));
+        }
         match &self.suffix {
             Some(suffix) if suffix.trim().is_empty() => {
                 Err(Error::setting("embedding.suffix", format!("{suffix:?}"), "a text of at least one token"))
@@ -48,7 +77,10 @@ impl ContinuousSettings {
     }
 }
 
-/// Perturbs embeddings so that the target becomes likely, then lets the model answer the perturbed prompt.
+/// Perturbs embeddings so that the target becomes likely, then lets the model answer the perturbed prompt with its
+/// likeliest tokens.
+///
+/// The one attempt has the target's loss under the perturbation; [`attack_examples`] gives it without one too.
 #[derive(Clone, Debug)]
 pub struct Continuous {
     settings: ContinuousSettings,
@@ -80,7 +112,20 @@ impl Continuous {
         prompt.extend(&Tokens::of_kind(placed.behind, TokenKind::Template));
         Ok((prompt, place.messages(suffix)))
     }
+
+    fn measurement(&self, subject: &Subject) -> Measurement {
+        Measurement {
+            attack: self.settings.around.clone(),
+            seed: self.settings.seed,
+            rows: 1,
+            generation: Some(Generation { sampling: None, ..subject.generation().clone() }),
+            keep_perturbations: false,
+        }
+    }
 }
+
+/// Passes of a measurement outside the attack: the losses without perturbation, and those under the one found.
+const MEASURING: usize = 2;
 
 impl PromptAttack for Continuous {
     fn name(&self) -> String {
@@ -100,35 +145,31 @@ impl PromptAttack for Continuous {
         if watch(0, 1).is_break() {
             return Ok(Outcome::Stopped);
         }
+        has_a_target(case)?;
+        can_be_asked(subject, case)?;
         let (prompt, messages) = self.prompt(subject, case)?;
         subject.check(&messages)?;
         let tokens = subject.format().opening(&messages, &case.target)?.continuation;
         let length = prompt.len() + tokens.len();
         let target = Continuation { kind: ContinuationKind::Harmful, tokens };
         let example = Example::new(&case.id, prompt, vec![target])?;
-        let measurement = Measurement {
-            attack: self.settings.around.clone(),
-            seed: self.settings.seed,
-            rows: 1,
-            generation: Some(subject.generation().clone()),
-            keep_perturbations: false,
-        };
-        let found = attack_examples(subject.model(), &[example], &mut self.settings.attack.clone(), &measurement)?;
+        let mut attack = self.settings.attack.clone();
+        let found = attack_examples(subject.model(), &[example], &mut attack, &self.measurement(subject))?;
         let Some(row) = found.rows.first() else {
             return Err(Error::mismatch("attacked rows", 1, 0));
         };
         let answer = subject.format().tokenizer().decode(&row.answer, true)?;
-        let (clean, attacked) = (row.clean_loss(), row.attacked_loss());
-        let passes = &found.statistics;
+        let forward_passes = found.statistics.forward_passes as usize + MEASURING;
         let cost = Cost {
-            forward_passes: passes.forward_passes as usize,
-            backward_passes: passes.backward_passes as usize,
-            tokens: passes.forward_passes as usize * length,
+            forward_passes,
+            backward_passes: found.statistics.backward_passes as usize,
+            tokens: forward_passes * length,
             answers: 1,
             seconds: begin.elapsed().as_secs_f64(),
             ..Cost::default()
         };
-        let attempt = Attempt { step: self.settings.attack.steps, stream: 0, messages, loss: Some(attacked), answer };
-        Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses: vec![clean, attacked], cost }))
+        let (step, loss) = (self.settings.attack.steps, Some(row.attacked_loss()));
+        let attempt = Attempt { step, stream: 0, messages, loss, answer };
+        Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses: Vec::new(), cost }))
     }
 }

@@ -12,12 +12,14 @@ mod embedding;
 mod endpoint;
 mod evaluation;
 mod gcg;
+mod guard;
 mod judge;
 mod pair;
 mod prompt_attack;
 mod rate;
 mod refusal;
 mod report;
+mod requirements;
 mod settings;
 mod utility;
 
@@ -33,6 +35,7 @@ pub use embedding::{AttackedRow, EmbeddingEvaluation, Measurement, attack_exampl
 pub use endpoint::{Endpoint, EndpointSettings};
 pub use evaluation::{AttackRecord, Evaluation, EvaluationProgress, EvaluationWatch, Setup, TaskRecord, VerdictRecord};
 pub use gcg::{Gcg, GcgSettings, GcgStop, UniversalSuffix};
+pub use guard::CONTROL_TEXTS;
 pub use judge::{
     Answered, ClassifierJudge, Harm, Judge, QUESTION_FORM, RefusalJudge, SCORE_FORM, ScoreJudge, TargetJudge, Verdict,
 };

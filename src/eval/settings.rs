@@ -5,10 +5,10 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    autodan::AutoDanSettings, continuous::ContinuousSettings, direct::DirectSettings, gcg::GcgSettings,
-    pair::PairSettings,
+    autodan::AutoDanSettings, continuous::ContinuousSettings, direct::DirectSettings, endpoint::EndpointSettings,
+    gcg::GcgSettings, pair::PairSettings,
 };
-use crate::{AttackSettings, Error, Iterate, Pgd, Result, ThreatModel, TokenSearchSettings, files};
+use crate::{AttackSettings, Error, ErrorKind, Iterate, Pgd, Result, ThreatModel, TokenSearchSettings, files};
 
 /// How each attack of an evaluation searches, and how answers are made. One TOML file holds it.
 ///
@@ -16,7 +16,11 @@ use crate::{AttackSettings, Error, Iterate, Pgd, Result, ThreatModel, TokenSearc
 /// |---|---|---|---|
 /// | `max_new_tokens` | 512 | longest answer | at least 1 |
 /// | `rows` | 16 | texts that are computed together: what memory allows | at least 1 |
-/// | `direct`, `prefill`, `gcg`, `autodan`, `pair`, `embedding` | | the attacks | |
+/// | `direct` | one answer | the plain request ([`DirectSettings`]) | nothing given |
+/// | `prefill` | 5 words | the plain request with the beginning of its answer given | at least one word |
+/// | `gcg`, `autodan`, `pair` | by preset | [`GcgSettings`], [`AutoDanSettings`], [`PairSettings`] | |
+/// | `embedding` | three | embedding attacks ([`ContinuousSettings`]) | each with a name of its own |
+/// | `endpoint` | [`EndpointSettings`] | how helping models behind HTTP are asked | |
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvaluationSettings {
@@ -36,6 +40,9 @@ pub struct EvaluationSettings {
     pub pair: PairSettings,
     /// Embedding attacks: inside the ball, and without one.
     pub embedding: Vec<ContinuousSettings>,
+    /// How helping models behind HTTP are asked; which ones is not for a file of settings to say.
+    #[serde(default)]
+    pub endpoint: EndpointSettings,
 }
 
 /// How much an evaluation costs.
@@ -44,8 +51,8 @@ pub struct EvaluationSettings {
 pub enum EvaluationPreset {
     /// HarmBench's settings of GCG, AutoDAN and PAIR.
     Full,
-    /// GCG of 50 steps and 64 candidates, AutoDAN of 10 generations and 16 texts, PAIR of 4 streams and 2 steps, answers of 128
-    /// tokens: for small machines, and to be named as that wherever its figures are.
+    /// GCG of 50 steps and 64 candidates, AutoDAN of 10 generations and 16 texts, PAIR of 4 streams and 2 steps,
+    /// answers of 128 tokens: for small machines, and to be named as that wherever its figures are.
     Reduced,
 }
 
@@ -61,6 +68,7 @@ impl EvaluationSettings {
             autodan: AutoDanSettings::default(),
             pair: PairSettings::default(),
             embedding: embedding(threat),
+            endpoint: EndpointSettings::default(),
         };
         match preset {
             EvaluationPreset::Full => full,
@@ -90,21 +98,41 @@ impl EvaluationSettings {
             }
         }
         self.direct.validate()?;
-        self.prefill.validate()?;
+        if self.direct.prefill > 0 {
+            let allowed = "0: words are given in the section prefill";
+            return Err(Error::setting("direct.prefill", self.direct.prefill, allowed));
+        }
+        self.prefill.validate().map_err(|error| renamed(error, |field| field.replacen("direct", "prefill", 1)))?;
         if self.prefill.prefill == 0 {
             return Err(Error::setting("prefill.prefill", 0, "at least 1"));
         }
         self.gcg.validate()?;
         self.autodan.validate()?;
         self.pair.validate()?;
-        self.embedding.iter().try_for_each(ContinuousSettings::validate)
+        self.validate_embedding()?;
+        self.endpoint.validate()
+    }
+
+    fn validate_embedding(&self) -> Result<()> {
+        let mut names = vec!["direct", "prefill", "gcg", "autodan", "autodan-hga", "pair"];
+        for (at, settings) in self.embedding.iter().enumerate() {
+            let section = format!("embedding[{at}]");
+            settings.validate().map_err(|error| renamed(error, |field| field.replacen("embedding", &section, 1)))?;
+            let name = settings.name.as_str();
+            if names.contains(&name) {
+                let allowed = "a name that no other attack has";
+                return Err(Error::setting(format!("{section}.name"), format!("{name:?}"), allowed));
+            }
+            names.push(name);
+        }
+        Ok(())
     }
 
     /// Reads a TOML file.
     ///
     /// # Errors
-    /// If the file cannot be read, a field is missing, unknown or of the wrong type, or a setting is out of range; each message
-    /// names the field.
+    /// If the file cannot be read, a field is missing, unknown or of the wrong type, or a setting is out of range; each
+    /// message names the field.
     pub fn read(path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
         let settings: Self = files::parse_toml(&files::read_text(path)?, path)?;
@@ -121,8 +149,9 @@ impl EvaluationSettings {
     }
 }
 
-/// The attack that measures robustness (method of Xhonneux et al., section 4) on the prompt and on a suffix, and one without a ball that
-/// should break any model: where it does not, gradients are masked.
+/// The attack that measures robustness (method of Xhonneux et al., section 4) on the prompt and on a suffix, and one
+/// without a ball that should break any model: where it does not, gradients are masked. One such check is enough, and
+/// it is on the prompt: there it has every token to move.
 fn embedding(threat: &ThreatModel) -> Vec<ContinuousSettings> {
     let inside = |name: &str, suffix: Option<String>| ContinuousSettings {
         name: name.into(),
@@ -146,9 +175,21 @@ fn embedding(threat: &ThreatModel) -> Vec<ContinuousSettings> {
     ]
 }
 
+/// The error with another name for the setting that it is about.
+pub(super) fn renamed(error: Error, name: impl FnOnce(&str) -> String) -> Error {
+    match error.kind() {
+        ErrorKind::Setting { field, value, allowed } => Error::setting(name(field), value, allowed),
+        _ => error,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn full() -> EvaluationSettings {
+        EvaluationSettings::preset(EvaluationPreset::Full, &ThreatModel::default())
+    }
 
     #[test]
     fn presets_survive_toml() {
@@ -162,6 +203,28 @@ mod tests {
             std::fs::write(&path, settings.to_toml().unwrap().replace("width = ", "widht = ")).unwrap();
             let message = EvaluationSettings::read(&path).unwrap_err().to_string();
             assert!(message.contains("gcg.search") && message.contains("widht"), "{message}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_section_of_the_file() {
+        type Change = fn(&mut EvaluationSettings);
+        let changes: [(&str, Change); 9] = [
+            ("direct.prefill", |settings| settings.direct.prefill = 1),
+            ("prefill.samples", |settings| settings.prefill.samples = 0),
+            ("prefill.prefill", |settings| settings.prefill.prefill = 0),
+            ("embedding[1].attack.steps", |settings| settings.embedding[1].attack.steps = 0),
+            ("embedding[1].around.restarts", |settings| settings.embedding[1].around.restarts = 0),
+            ("embedding[0].around.warm_start", |settings| settings.embedding[0].around.warm_start = true),
+            ("embedding[2].name", |settings| settings.embedding[2].name = "embedding".into()),
+            ("embedding[2].name", |settings| settings.embedding[2].name = " ".into()),
+            ("endpoint.max_requests", |settings| settings.endpoint.max_requests = 0),
+        ];
+        for (field, change) in changes {
+            let mut settings = full();
+            change(&mut settings);
+            let message = settings.validate().unwrap_err().to_string();
+            assert!(message.starts_with(&format!("{field} = ")), "{message}");
         }
     }
 }

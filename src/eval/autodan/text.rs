@@ -2,7 +2,8 @@
 
 use rand::{Rng, RngExt, seq::index::sample};
 
-/// Two children of two texts, which change places at up to `points` borders between sentences; shorter texts have fewer.
+/// Two children of two texts, which change places at up to `points` borders between sentences; shorter texts have
+/// fewer.
 pub(super) fn crossover(left: &str, right: &str, points: usize, random: &mut impl Rng) -> [String; 2] {
     let (left, right) = (sentences(left), sentences(right));
     let borders = left.len().min(right.len()).saturating_sub(1);

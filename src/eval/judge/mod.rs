@@ -1,9 +1,10 @@
 //! Is an answer harmful?
 //!
-//! A [`Judge`] gives a [`Verdict`] on each answer. What it could not judge is neither harmful nor harmless: it is counted apart.
+//! A [`Judge`] gives a [`Verdict`] on each answer. What it could not judge is neither harmful nor harmless: it is
+//! counted apart.
 
 mod classifier;
-mod guard;
+mod form;
 mod phrases;
 mod score;
 
@@ -15,7 +16,7 @@ pub use self::{
     phrases::{RefusalJudge, TargetJudge},
     score::{SCORE_FORM, ScoreJudge},
 };
-use crate::Result;
+use crate::{Error, Result};
 
 /// What a judge looks at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -105,8 +106,8 @@ pub trait Judge {
         Value::Null
     }
 
-    /// One verdict for each answer, in order. An answer that cannot be judged gets [`Harm::NotJudged`]; an error ends the
-    /// evaluation.
+    /// One verdict for each answer, in order. An answer that cannot be judged gets [`Harm::NotJudged`]; an error ends
+    /// the evaluation.
     ///
     /// # Errors
     /// Whatever the implementation meets that says nothing about the answers.
@@ -123,4 +124,17 @@ impl<J: Judge + ?Sized> Judge for Box<J> {
     fn judge(&mut self, answers: &[Answered]) -> Result<Vec<Verdict>> {
         (**self).judge(answers)
     }
+}
+
+/// A judge's verdicts, one for each answer.
+///
+/// # Errors
+/// As [`Judge::judge`]; if there is another number of them.
+pub(super) fn verdicts_of(judge: &mut dyn Judge, answers: &[Answered]) -> Result<Vec<Verdict>> {
+    let verdicts = judge.judge(answers)?;
+    if verdicts.len() != answers.len() {
+        let what = format!("verdicts of the judge {:?}", judge.name());
+        return Err(Error::mismatch(what, answers.len(), verdicts.len()));
+    }
+    Ok(verdicts)
 }
