@@ -9,9 +9,9 @@ use advtrain::{
     Answered, AttackSettings, AutoDan, AutoDanSettings, Batch, Case, ChatFailure, ChatFormat, ChatModel,
     ClassifierJudge, Continuation, ContinuationKind, Continuous, ContinuousSettings, Decoder, Direct, DirectSettings,
     Evaluation, EvaluationProgress, Example, Gcg, GcgSettings, Generation, Harm, Iterate, Judge, Measurement, Message,
-    Outcome, Pair, PairSettings, Perturbation, Pgd, Place, ProbeSampling, PromptAttack, RefusalJudge, Replay, Reply,
-    ReplySettings, Report, Result, ScoreJudge, Setup, Start, Subject, TargetJudge, TokenKind, TokenSearchSettings,
-    Tokens, Trajectory, Verdict, attack_examples, load_test_cases, save_completions, target_losses,
+    Outcome, Pair, PairSettings, Perturbation, Pgd, Place, PromptAttack, RefusalJudge, Replay, Reply, ReplySettings,
+    Report, Result, ScoreJudge, Setup, Start, Subject, TargetJudge, TokenKind, TokenSearchSettings, Tokens, Trajectory,
+    Verdict, attack_examples, load_test_cases, save_completions, target_losses,
     tch::{Device, Kind},
     to_tensor,
 };
