@@ -170,7 +170,7 @@ fn a_target_without_tokens_and_a_behaviour_beyond_the_context_are_errors() {
             gcg().attack(subject, case, &mut |_, _| ControlFlow::Continue(())).unwrap_err().to_string()
         };
         let empty = Case { target: " ".into(), ..case("x") };
-        assert!(failed(subject, &empty).contains("at least one token"));
+        assert!(failed(subject, &empty).contains("must be a text"));
         let short =
             Subject::new(subject.model(), subject.format(), speaking::generation(), 4).unwrap().with_context(12);
         assert!(failed(&short, &case("x")).contains("at most 12"));

@@ -19,6 +19,7 @@ use super::{
     completions::TestCases,
     prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
     refusal::complies,
+    requirements::{can_be_asked, has_a_target},
 };
 use crate::{CausalLm, ChatFormat, Message, ProbeSampling, Result, TokenSearch, digest::generator};
 
@@ -219,7 +220,8 @@ impl PromptAttack for Gcg<'_> {
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
         let cases = std::slice::from_ref(case);
-        subject.check(&case.messages)?;
+        can_be_asked(subject, case)?;
+        has_a_target(case)?;
         let Found { checks, losses, completed, cost, .. } = self.run(subject, cases, &case.id, watch)?;
         if !completed {
             return Ok(Outcome::Stopped);
