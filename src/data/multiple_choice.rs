@@ -46,8 +46,8 @@ struct ArcChoice {
 /// Reads a JSONL file of ARC (Clark et al. 2018), easy or challenge.
 ///
 /// # Errors
-/// If the file cannot be read, a line has another form, no choice has the label of the right answer, or two questions have
-/// one id.
+/// If the file cannot be read, a line has another form, no choice has the label of the right answer, or two questions
+/// have one id.
 pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     let path = path.as_ref();
     let mut lines = JsonObjects::<ArcLine>::open(path, FORM)?;
@@ -70,7 +70,8 @@ pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     not_empty(path, items)
 }
 
-/// Reads a CSV file of MMLU (Hendrycks et al. 2021): question, four answers, the letter of the right one; no line of names.
+/// Reads a CSV file of MMLU (Hendrycks et al. 2021): question, four answers, the letter of the right one; no line of
+/// names.
 ///
 /// # Errors
 /// If the file cannot be read or a row has another form.

@@ -18,7 +18,8 @@ pub struct Request {
     pub harmless: bool,
 }
 
-/// Reads the CSV of XSTest (Röttger et al. 2024): the types that begin with `contrast_` should be refused, unless a column
+/// Reads the CSV of XSTest (Röttger et al. 2024): the types that begin with `contrast_` should be refused, unless a
+/// column
 /// `label` (`safe`, `unsafe`) says what is.
 ///
 /// # Errors

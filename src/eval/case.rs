@@ -118,6 +118,17 @@ impl<'a> Subject<'a> {
         }
     }
 
+    /// An error if a text of so many tokens is longer than the model's context.
+    ///
+    /// # Errors
+    /// The length and what is allowed.
+    pub fn check_length(&self, tokens: usize) -> Result<()> {
+        match self.context {
+            Some(most) if tokens > most => Err(Error::mismatch("tokens of a text", format!("at most {most}"), tokens)),
+            _ => Ok(()),
+        }
+    }
+
     /// The ids of printable tokens, of ASCII alone unless others are wanted: [`crate::Tokenizer::printable_ids`].
     ///
     /// # Errors
