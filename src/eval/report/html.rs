@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
     AttackReport, LOSS, ModelReport, PERPLEXITY, Report, Tally, answers,
-    plot::{self, Bar, Curve, Scale, colour, escaped},
+    plot::{self, Bar, Curve, Names, Scale, colour, escaped},
     table::Table,
 };
 use crate::eval::evaluation::Evaluation;
@@ -15,7 +15,7 @@ table{border-collapse:collapse;width:100%;margin:1em 0}\
 td,th{border-bottom:1px solid #d8dee4;padding:.35em .6em;text-align:left;vertical-align:top;overflow-wrap:anywhere}\
 figure{margin:1.5em 0;max-width:760px}figcaption{font-weight:600}.keys{margin:.2em 0}\
 svg{width:100%;height:auto;font:12px system-ui,sans-serif}\
-.grid{stroke:#e3e7eb}.interval{stroke:#1b1f24;stroke-width:1.5}\
+.grid{stroke:#e3e7eb}.halo{stroke:#fff;stroke-width:4}.interval{stroke:#1b1f24;stroke-width:1.5}\
 .key{display:inline-block;width:.8em;height:.8em;margin:0 .4em 0 0;border-radius:2px}.keys>span{margin-right:1em}\
 details{margin:.4em 0;border-left:3px solid #d8dee4;padding-left:.8em}\
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f8fa;padding:.6em;margin:.3em 0}\
@@ -122,7 +122,8 @@ fn plots(report: &Report) -> String {
                 (until.len() > 1).then(|| Curve { name: model.setup.model.clone(), points })
             };
             let title = format!("{name}: cases in which an attempt succeeded by then");
-            html.push_str(&curves_of(report, &title, "steps done, or answers", until, Scale::Share));
+            let names = Names { x: "steps done, or answers", y: "cases" };
+            html.push_str(&curves_of(report, &title, names, until, Scale::Share));
         }
         html.push_str(&robustness_and_utility(report, judge));
     }
@@ -135,13 +136,17 @@ fn plots(report: &Report) -> String {
             (losses.len() > 2).then(|| Curve { name: model.setup.model.clone(), points })
         };
         let title = format!("{name}: loss of the target, nats per token, mean over cases");
-        html.push_str(&curves_of(report, &title, "step", losses, Scale::FromZero));
+        let names = Names { x: "step", y: "nats per token" };
+        html.push_str(&curves_of(report, &title, names, losses, Scale::FromZero));
     }
     html
 }
 
 fn bar(tally: &Tally) -> Option<Bar> {
     let (interval, harmful) = (tally.interval?, tally.harmful);
+    if tally.failed == harmful.total {
+        return Some(Bar { share: 0.0, interval: (0.0, 0.0), label: "failed".into() });
+    }
     let label = format!("{}/{}", harmful.count, harmful.total);
     Some(Bar { share: harmful.share(), interval, label })
 }
@@ -167,7 +172,7 @@ fn success_per_attack(report: &Report, judge: &str) -> String {
 fn curves_of(
     report: &Report,
     title: &str,
-    x_name: &str,
+    names: Names,
     curve: impl Fn(&ModelReport) -> Option<Curve>,
     y_scale: Scale,
 ) -> String {
@@ -175,7 +180,7 @@ fn curves_of(
     if curves.iter().all(Option::is_none) {
         return String::new();
     }
-    figure(report, title, &curves, &plot::curves(title, x_name, &curves, y_scale))
+    figure(report, title, &curves, &plot::curves(title, names, &curves, y_scale))
 }
 
 /// Any attack at least once against each figure of the utility tasks, where two models or more have it.
@@ -197,8 +202,9 @@ fn robustness_and_utility(report: &Report, judge: &str) -> String {
             .filter_map(|(at, (model, point))| point.map(|(x, y)| (at, model.setup.model.as_str(), x, y)))
             .collect();
         if places.len() > 1 {
-            let title = format!("any attack at least once (upward) against {task}, {name}");
-            let picture = plot::points(&title, &format!("{task}, {name}"), &places, scale);
+            let title = format!("any attack at least once against {task}, {name}");
+            let names = Names { x: &format!("{task}, {name}"), y: "any attack at least once" };
+            let picture = plot::points(&title, names, &places, scale);
             html.push_str(&figure(report, &title, &found, &picture));
         }
     }

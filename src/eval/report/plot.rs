@@ -16,6 +16,13 @@ pub(super) struct Bar {
     pub(super) label: String,
 }
 
+/// What stands below and above the axes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Names<'a> {
+    pub(super) x: &'a str,
+    pub(super) y: &'a str,
+}
+
 /// What an axis shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Scale {
@@ -33,7 +40,7 @@ const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 300.0;
 const LEFT: f64 = 64.0;
 const RIGHT: f64 = 24.0;
-const TOP: f64 = 12.0;
+const TOP: f64 = 28.0;
 const BOTTOM: f64 = 44.0;
 
 pub(super) fn colour(index: usize) -> &'static str {
@@ -89,8 +96,8 @@ impl Axes {
         (LEFT + share(x, self.x) * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - share(y, self.y) * (HEIGHT - TOP - BOTTOM))
     }
 
-    /// Lines across with their numbers, numbers below, and what is below.
-    fn drawn(&self, (x_scale, y_scale): (Scale, Scale), x_name: &str) -> String {
+    /// Lines across with their numbers, numbers below, and the names of both axes.
+    fn drawn(&self, (x_scale, y_scale): (Scale, Scale), names: Names) -> String {
         let mut svg = String::new();
         let (steps, digits) = ticks(self.y);
         for value in steps {
@@ -112,7 +119,12 @@ impl Axes {
             let _ = write!(svg, "<text x='{x:.1}' y='{:.1}' text-anchor='middle'>{text}</text>", y + 18.0);
         }
         let (middle, bottom) = ((LEFT + WIDTH - RIGHT) / 2.0, HEIGHT - 6.0);
-        let _ = write!(svg, "<text x='{middle}' y='{bottom}' text-anchor='middle'>{}</text>", escaped(x_name));
+        let _ = write!(
+            svg,
+            "<text x='{middle}' y='{bottom}' text-anchor='middle'>{}</text><text x='2' y='12'>{}</text>",
+            escaped(names.x),
+            escaped(names.y)
+        );
         svg
     }
 }
@@ -168,12 +180,15 @@ pub(super) fn bars(title: &str, groups: &[(String, Vec<Option<Bar>>)]) -> String
             let _ = write!(
                 svg,
                 "<rect x='{NAMES}' y='{:.1}' width='{:.1}' height='{:.1}' fill='{}'/>\
-                 <line x1='{:.1}' x2='{:.1}' y1='{middle:.1}' y2='{middle:.1}' class='interval'/>\
+                 <path d='M{:.1} {middle:.1}H{:.1}' class='halo'/><path d='M{:.1} {middle:.1}H{:.1}' class='interval'/>\
                  <text x='{:.1}' y='{:.1}'>{}</text>",
                 y + 1.0,
-                across(bar.share) - NAMES,
+                // A sliver of none, so that its model can be told.
+                (across(bar.share) - NAMES).max(1.5),
                 BAR - 2.0,
                 colour(at),
+                across(low),
+                across(high),
                 across(low),
                 across(high),
                 across(1.0) + 6.0,
@@ -187,11 +202,11 @@ pub(super) fn bars(title: &str, groups: &[(String, Vec<Option<Bar>>)]) -> String
 }
 
 /// Lines from the least to the greatest x, y from 0.
-pub(super) fn curves(title: &str, x_name: &str, curves: &[Option<Curve>], y_scale: Scale) -> String {
+pub(super) fn curves(title: &str, names: Names, curves: &[Option<Curve>], y_scale: Scale) -> String {
     let points = || curves.iter().flatten().flat_map(|curve| curve.points.iter().copied());
     let x = range(Scale::Number, points().map(|(x, _)| x));
     let axes = Axes { x, y: range(y_scale, points().map(|(_, y)| y)) };
-    let mut svg = axes.drawn((Scale::Number, y_scale), x_name);
+    let mut svg = axes.drawn((Scale::Number, y_scale), names);
     for (at, curve) in curves.iter().enumerate() {
         let Some(curve) = curve else { continue };
         let places: Vec<(f64, f64)> = curve.points.iter().map(|(x, y)| axes.place(*x, *y)).collect();
@@ -210,10 +225,12 @@ pub(super) fn curves(title: &str, x_name: &str, curves: &[Option<Curve>], y_scal
 }
 
 /// A point for each model that has one, y from 0 to 1.
-pub(super) fn points(title: &str, x_name: &str, points: &[(usize, &str, f64, f64)], x_scale: Scale) -> String {
-    let x = range(x_scale, points.iter().map(|(_, _, x, _)| *x));
-    let axes = Axes { x, y: range(Scale::Share, std::iter::empty()) };
-    let mut svg = axes.drawn((x_scale, Scale::Share), x_name);
+pub(super) fn points(title: &str, names: Names, points: &[(usize, &str, f64, f64)], x_scale: Scale) -> String {
+    let (low, high) = range(x_scale, points.iter().map(|(_, _, x, _)| *x));
+    // Points at the edge would hide the numbers there.
+    let room = 0.1 * (high - low);
+    let axes = Axes { x: (low - room, high + room), y: (0.0, 1.0) };
+    let mut svg = axes.drawn((x_scale, Scale::Share), names);
     for (at, name, x, y) in points {
         let (left, top) = axes.place(*x, *y);
         let (name, colour) = (escaped(name), colour(*at));
