@@ -6,13 +6,13 @@ mod speaking;
 use std::{cell::Cell, collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 
 use advtrain::{
-    Access, Answered, Attempt, Case, CausalLm, ChatTask, ChoiceTask, Completion, Continuation, ContinuationKind,
-    Decoder, Direct, DirectSettings, Error, Evaluation, EvaluationInputs, EvaluationProgress, Example, Framing,
-    Generation, GivenAnswers, Harm, Hidden, Input, ItemRecord, Judge, Message, MultipleChoice, Outcome, Plan,
-    PromptAttack, QuestionForm, RefusalJudge, Replay, Report, Request, RequestTask, Result, Setup, Subject,
-    TargetJudge, TokenKind, Tokens, Trajectory, UtilityTask, Verdict, load_completions, load_test_cases,
-    save_completions, score_choices, target_losses,
-    tch::{Kind, Tensor},
+    Access, Answered, Attempt, Case, CausalLm, ChatFormat, ChatTask, ChoiceTask, Completion, Continuation,
+    ContinuationKind, Decoder, Direct, DirectSettings, Error, Evaluation, EvaluationInputs, EvaluationProgress,
+    Example, Framing, Generation, GivenAnswers, Harm, Hidden, Input, ItemRecord, Judge, Message, MultipleChoice,
+    Outcome, Plan, PromptAttack, QuestionForm, RefusalJudge, Replay, Report, Request, RequestTask, Result, Setup,
+    Subject, TargetJudge, TokenKind, Tokens, Trajectory, UtilityTask, Verdict, accuracy, load_arc, load_completions,
+    load_mmlu, load_test_cases, save_completions, score_choices, target_losses,
+    tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
 use serde_json::{Value, json};
@@ -504,6 +504,39 @@ fn questions_are_scored_in_the_template_and_without_it_behind_the_first_token() 
         let expected = by_hand(opening.prompt.ids().to_vec(), opening.continuation.ids());
         assert_relative_eq!(scores(Framing::Template).log_likelihoods[1], expected, max_relative = 1e-5);
     });
+}
+
+/// Recorded by tests/real/harness_reference.py.
+#[test]
+fn questions_to_gemma_are_scored_as_the_harness_scores_them() {
+    let fixture = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name);
+    let record: Value = serde_json::from_str(&fs::read_to_string(fixture("harness_gemma.json")).unwrap()).unwrap();
+    let model = Decoder::load(fixture("harness_gemma"), Kind::Float, Device::Cpu).unwrap();
+    let format = ChatFormat::load(fixture("tokenizer_sp")).unwrap();
+    let framing = Framing::text_for(model.config().family);
+    let of_mmlu = |part: &str| load_mmlu(fixture(&format!("data/mmlu/{part}/common_birds_{part}.csv"))).unwrap();
+    let letters = QuestionForm::Letters { subject: "common birds".into(), examples: of_mmlu("dev") };
+    let sets = [
+        ("toy_arc", load_arc(fixture("data/arc.jsonl")).unwrap(), QuestionForm::FullAnswers),
+        ("toy_mmlu", of_mmlu("test"), letters),
+    ];
+    for (task, items, form) in sets {
+        let scores = items.iter().map(|item| score_choices(&model, &format, item, &form, framing).unwrap());
+        let scores: Vec<_> = scores.collect();
+        let expected: Vec<Vec<f64>> = serde_json::from_value(record[task]["log_likelihoods"].clone()).unwrap();
+        assert_eq!(scores.len(), expected.len());
+        for (found, expected) in scores.iter().zip(&expected) {
+            assert_eq!(found.log_likelihoods.len(), expected.len());
+            for (found, expected) in found.log_likelihoods.iter().zip(expected) {
+                assert_relative_eq!(*found, *expected, max_relative = 1e-4);
+            }
+        }
+        let (acc, acc_norm) = accuracy(&scores);
+        assert_eq!(Some(acc.share()), record[task]["acc"].as_f64(), "{task}");
+        if let Some(expected) = record[task]["acc_norm"].as_f64() {
+            assert_eq!(acc_norm.share(), expected, "{task}");
+        }
+    }
 }
 
 /// A model that has overflowed.
