@@ -313,16 +313,15 @@ impl Evaluation {
     /// A case is the same in every attack of an evaluation.
     fn check_cases(&self, cases: &[Case]) -> Result<()> {
         for case in cases {
-            let others = self.attacks().iter().filter(|record| record.case.id == case.id);
-            for record in others.filter(|record| record.case != *case) {
-                let differing = differences(&json!(record.case), &json!(case), &[]).join("; ");
-                let message = format!(
-                    "the case {:?} has a record of the attack {:?} in which it is another: {differing}; go on \
-                     with the same cases, or in another folder",
-                    case.id, record.attack
-                );
-                return Err(Error::file(self.folder.join(RECORDS), message));
-            }
+            let mut others = self.attacks().iter().filter(|record| record.case.id == case.id && record.case != *case);
+            let Some(other) = others.next() else { continue };
+            let differing = differences(&json!(other.case), &json!(case), &[]).join("; ");
+            let message = format!(
+                "the case {:?} has a record of the attack {:?} in which it is another: {differing}; go on with the same \
+                 cases, or in another folder",
+                case.id, other.attack
+            );
+            return Err(Error::file(self.folder.join(RECORDS), message));
         }
         Ok(())
     }
