@@ -429,7 +429,7 @@ fn prompts_that_broke_one_model_are_asked_of_another() {
 
         let replay = || Replay::new("replay", load_test_cases(&prompts).unwrap());
         assert_eq!(replay().without_case(&cases[..1]), ["b"]);
-        assert_eq!(done(&mut replay(), subject, &cases[0]).attempts, [offered.clone()]);
+        assert_eq!(done(&mut replay(), subject, &cases[0]).attempts, std::slice::from_ref(&offered));
         assert!(failure(&mut replay(), subject, &case("c")).contains("hold no prompt"));
         let mut given = GivenAnswers::new("given", written);
         let again = done(&mut given, subject, &cases[0]);

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Once, OnceLock},
@@ -540,6 +541,29 @@ fn what_an_evaluation_cannot_read_is_named_and_nothing_is_written() {
     }
     let output = example("evaluate").args(["--name", "toy"]).output().unwrap();
     assert!(output.status.code() == Some(2) && text(&output).contains("--model"), "{}", text(&output));
+}
+
+#[test]
+fn a_judge_that_fails_as_a_whole_ends_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1 << 16]);
+            let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    let mut run = toy().evaluation(&out);
+    run.args(["--attacks", "direct", "--classifier"]).arg(format!("judge@http://{address}/v1"));
+    run.arg("--utility").arg(format!("chats={}", toy().file("harmless_validation.jsonl").display()));
+    fails(&mut run, "1 failed as a whole; the same command tries again");
+    let found = report(&out);
+    assert!(found["problems"][0].as_str().unwrap().contains("status 401"), "{}", found["problems"]);
+    let model = &found["models"][0];
+    assert_eq!(model["attacks"][0]["judges"]["yes or no by judge"]["offered"]["not_judged"], 4);
+    assert_eq!((&model["attacks"][0]["done"], &model["tasks"][0]["done"]), (&json!(4), &json!(4)));
 }
 
 #[test]
