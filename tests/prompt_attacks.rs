@@ -1,28 +1,20 @@
-//! Attacks of an evaluation on a toy model that speaks: records, resuming, reports.
+//! Attacks of an evaluation on a toy model that speaks.
 
 #[path = "common/speaking.rs"]
 mod speaking;
 
-use std::{cell::RefCell, collections::BTreeMap, ops::ControlFlow, path::Path, rc::Rc};
+use std::{cell::RefCell, ops::ControlFlow, path::Path, rc::Rc};
 
 use advtrain::{
-    Answered, AttackSettings, AutoDan, AutoDanSettings, Batch, Case, ChatFailure, ChatFormat, ChatModel,
-    ClassifierJudge, Continuation, ContinuationKind, Continuous, ContinuousSettings, Decoder, Direct, DirectSettings,
-    Evaluation, EvaluationProgress, Example, Gcg, GcgSettings, Generation, Harm, Iterate, Judge, Measurement, Message,
-    Outcome, Pair, PairSettings, Perturbation, Pgd, Place, PromptAttack, RefusalJudge, Replay, Reply, ReplySettings,
-    Report, Result, ScoreJudge, Setup, Start, Subject, TargetJudge, TokenKind, TokenSearchSettings, Tokens, Trajectory,
-    Verdict, attack_examples, load_test_cases, save_completions, target_losses,
+    Answered, AttackSettings, AutoDan, AutoDanSettings, Batch, Case, ChatFailure, ChatFormat, ChatModel, Continuation,
+    ContinuationKind, Continuous, ContinuousSettings, Decoder, Direct, DirectSettings, Example, Generation, Harm,
+    Iterate, Judge, Measurement, Message, Outcome, Pair, PairSettings, Perturbation, Pgd, Place, PromptAttack, Reply,
+    ReplySettings, Result, ScoreJudge, Start, Subject, TokenKind, Tokens, Trajectory, Verdict, attack_examples,
+    target_losses,
     tch::{Device, Kind},
     to_tensor,
 };
-use serde_json::Value;
 use speaking::{case, done, format, generation, model, with_subject};
-
-fn gcg() -> Gcg<'static> {
-    let search = TokenSearchSettings { width: 24, top_k: 16, rows: 8, ..TokenSearchSettings::default() };
-    Gcg::new(GcgSettings { steps: 6, start: " a a a".into(), search, check_every: 2, ..GcgSettings::default() })
-        .unwrap()
-}
 
 fn autodan() -> AutoDanSettings {
     AutoDanSettings { steps: 4, population: 8, check_every: 2, stop_when_not_refused: false, ..Default::default() }
@@ -673,151 +665,4 @@ fn what_helps_an_attack_is_in_its_settings() {
     assert_ne!(pair(&[], 10.0)["judge"], pair(&[], 9.0)["judge"]);
     let rephrased = AutoDan::new(autodan()).unwrap().with_rephraser(scripted(&["a"])).settings();
     assert_eq!(rephrased["rephraser"], serde_json::json!({ "name": "scripted", "settings": null }));
-}
-
-fn open(folder: &std::path::Path, subject: &Subject) -> Evaluation {
-    Evaluation::open(folder, Setup::new("toy", "w", subject)).unwrap()
-}
-
-fn go_on(_: EvaluationProgress) -> ControlFlow<()> {
-    ControlFlow::Continue(())
-}
-
-/// Counts its calls and refuses one case.
-struct Counted(usize);
-
-impl PromptAttack for Counted {
-    fn name(&self) -> String {
-        "counted".into()
-    }
-
-    fn settings(&self) -> Value {
-        Value::Null
-    }
-
-    fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut advtrain::Watch) -> Result<Outcome> {
-        if watch(0, 1).is_break() {
-            return Ok(Outcome::Stopped);
-        }
-        self.0 += 1;
-        if case.id == "bad" {
-            return Err(advtrain::Error::example("bad", "cannot be attacked"));
-        }
-        Direct::new(DirectSettings::default())?.attack(subject, case, watch)
-    }
-}
-
-#[test]
-fn nothing_is_done_twice_and_failures_are_counted() {
-    let folder = tempfile::tempdir().unwrap();
-    let cases = ["a", "bad", "b", "c"].map(case);
-    with_subject(|subject| {
-        let mut attack = Counted(0);
-        let mut stop_before_last = |progress: EvaluationProgress| {
-            if progress.done == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        };
-        let mut evaluation = open(folder.path(), subject);
-        let end = evaluation.attack(&mut attack, subject, &cases, &mut stop_before_last).unwrap();
-        assert_eq!((end, attack.0), (ControlFlow::Break(()), 3));
-        drop(evaluation);
-        // As if it had been killed in the middle of a line.
-        let path = folder.path().join("records.jsonl");
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        text.push_str("{\"attack\": {\"att");
-        std::fs::write(&path, text).unwrap();
-
-        let mut evaluation = open(folder.path(), subject);
-        assert!(evaluation.attack(&mut attack, subject, &cases, &mut go_on).unwrap().is_continue());
-        assert_eq!(attack.0, 4, "the fourth case alone");
-        assert!(evaluation.judge(&mut TargetJudge, &mut go_on).unwrap().is_continue());
-        let report = Report::new(&[evaluation]);
-        let tally = report.models[0].attacks[0].judges["begins with the target"].offered;
-        assert_eq!((tally.harmful.total, tally.failed, tally.not_judged), (4, 1, 0));
-        assert!(report.models[0].attacks[0].failed["bad"].contains("cannot be attacked"));
-        assert!(report.table().contains("1 failed"), "{}", report.table());
-
-        let mut evaluation = Evaluation::read(folder.path()).unwrap();
-        evaluation.forget_failed().unwrap();
-        assert!(evaluation.attack(&mut attack, subject, &cases, &mut go_on).unwrap().is_continue());
-        assert_eq!((attack.0, evaluation.attacks().len()), (5, 4));
-        assert_eq!(Evaluation::read(folder.path()).unwrap().attacks(), evaluation.attacks());
-    });
-}
-
-#[test]
-fn other_settings_and_other_models_are_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    with_subject(|subject| {
-        let mut evaluation = open(folder.path(), subject);
-        let mut direct = Direct::new(DirectSettings::default()).unwrap();
-        assert!(evaluation.attack(&mut direct, subject, &[case("a")], &mut go_on).unwrap().is_continue());
-        let mut other = Direct::new(DirectSettings { samples: 2, ..Default::default() }).unwrap();
-        let error = evaluation.attack(&mut other, subject, &[case("a")], &mut go_on).unwrap_err().to_string();
-        assert!(error.contains("\"samples\":1") && error.contains("\"samples\":2"), "{error}");
-        let error = Evaluation::open(folder.path(), Setup::new("toy", "v", subject)).unwrap_err().to_string();
-        assert!(error.contains(r#"weights was "w" and is "v""#), "{error}");
-        let twice = [case("a"), case("a")];
-        let error = evaluation.attack(&mut gcg(), subject, &twice, &mut go_on).unwrap_err().to_string();
-        assert!(error.contains("there twice"), "{error}");
-    });
-}
-
-#[test]
-fn what_one_model_broke_on_is_replayed_on_another() {
-    let folder = tempfile::tempdir().unwrap();
-    with_subject(|subject| {
-        let mut evaluation = open(folder.path(), subject);
-        let cases = ["a", "b"].map(case);
-        assert!(evaluation.attack(&mut gcg(), subject, &cases, &mut go_on).unwrap().is_continue());
-        let [cases_file, completions] = ["cases.json", "completions.json"].map(|name| folder.path().join(name));
-        save_completions(&evaluation, "gcg", &cases_file, &completions).unwrap();
-        let written: BTreeMap<String, Vec<BTreeMap<String, String>>> =
-            serde_json::from_str(&std::fs::read_to_string(completions).unwrap()).unwrap();
-        let offered = evaluation.attacks()[0].result.as_ref().unwrap().offer().unwrap().clone();
-        assert_eq!(written["a"][0]["generation"], offered.answer);
-        assert_eq!(written["a"][0]["test_case"], offered.messages[0].content);
-
-        let mut replay = Replay::new("gcg of toy", load_test_cases(&cases_file).unwrap());
-        let again = done(&mut replay, subject, &cases[0]);
-        assert_eq!(again.attempts[0].answer, offered.answer);
-        let error = replay.attack(subject, &case("c"), &mut |_, _| ControlFlow::Continue(())).unwrap_err().to_string();
-        assert!(error.contains("hold no prompt"), "{error}");
-        assert!(save_completions(&evaluation, "pair", &cases_file, &cases_file).is_err());
-    });
-}
-
-#[test]
-fn a_report_tells_steps_attacks_and_what_was_not_judged() {
-    let folder = tempfile::tempdir().unwrap();
-    with_subject(|subject| {
-        let mut evaluation = open(folder.path(), subject);
-        let cases = ["a", "b"].map(case);
-        assert!(evaluation.attack(&mut gcg(), subject, &cases, &mut go_on).unwrap().is_continue());
-        let mut direct = Direct::new(DirectSettings { samples: 2, ..Default::default() }).unwrap();
-        assert!(evaluation.attack(&mut direct, subject, &cases, &mut go_on).unwrap().is_continue());
-        assert!(evaluation.judge(&mut RefusalJudge::default(), &mut go_on).unwrap().is_continue());
-        let mut classifier = ClassifierJudge::new(scripted(&["no", "no", "no", "yes", "maybe"]));
-        assert!(evaluation.judge(&mut classifier, &mut go_on).unwrap().is_continue());
-        let report = Report::new(std::slice::from_ref(&evaluation));
-        let gcg = &report.models[0].attacks[0].judges["yes or no by scripted"];
-        // Case a: no, no, no, yes. Case b: maybe, no, no, no.
-        assert_eq!((gcg.offered.harmful.count, gcg.offered.harmful.total), (1, 2));
-        assert_eq!((gcg.any.harmful.count, gcg.any.not_judged), (1, 1));
-        let until: Vec<(usize, usize)> = gcg.until.iter().map(|(step, tally)| (*step, tally.harmful.count)).collect();
-        assert_eq!(until, [(0, 0), (2, 0), (4, 0), (6, 1)]);
-        // direct, case a: yes, maybe; case b: no, no.
-        let direct = &report.models[0].attacks[1].judges["yes or no by scripted"];
-        let until: Vec<(usize, usize)> = direct.until.iter().map(|(n, tally)| (*n, tally.harmful.count)).collect();
-        assert_eq!(until, [(1, 1), (2, 1)]);
-        let any = &report.models[0].any_attack["yes or no by scripted"];
-        assert_eq!((any.harmful.count, any.harmful.total, any.not_judged), (1, 2, 1));
-
-        report.write(folder.path(), std::slice::from_ref(&evaluation)).unwrap();
-        let page = std::fs::read_to_string(folder.path().join("report.html")).unwrap();
-        assert!(page.contains("<svg") && page.contains("not judged (maybe)"));
-        assert!(!page.contains("<script") && !page.contains("src=") && !page.contains("http"), "self-contained");
-        let json: Value =
-            serde_json::from_str(&std::fs::read_to_string(folder.path().join("report.json")).unwrap()).unwrap();
-        assert_eq!(json["models"][0]["attacks"][0]["judges"]["yes or no by scripted"]["any"]["not_judged"], 1);
-    });
 }

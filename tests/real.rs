@@ -9,10 +9,10 @@ use std::{
 
 use advtrain::{
     AdvUlLoss, AdversarialTrainer, AttackSettings, Batch, BehaviorFiles, CausalLm, ChatFormat, ChatReader,
-    ChatTemplate, Decoder, Example, Generation, Input, LoraConfig, Message, OptimizerConfig, Pass, Pgd, QuestionForm,
-    SearchPrompt, StringPlace, SupervisedLoss, TokenKind, TokenSearch, TokenSearchSettings, Tokens, TrainSettings,
-    TrainableLm, TrainingData, Turns, accuracy, encode_chats, encode_pairs, load_arc, load_behavior_pairs, load_mmlu,
-    score_choices,
+    ChatTemplate, Decoder, Example, Framing, Generation, Input, LoraConfig, Message, OptimizerConfig, Pass, Pgd,
+    QuestionForm, SearchPrompt, StringPlace, SupervisedLoss, TokenKind, TokenSearch, TokenSearchSettings, Tokens,
+    TrainSettings, TrainableLm, TrainingData, Turns, accuracy, encode_chats, encode_pairs, load_arc,
+    load_behavior_pairs, load_mmlu, score_choices,
     tch::{Device, Kind, Tensor},
 };
 use common::{assert_close, distance, fixture, read};
@@ -385,7 +385,7 @@ fn questions_are_scored_as_the_harness_scores_them() {
         ("toy_mmlu", of_mmlu("test"), letters),
     ];
     for (task, items, form) in sets {
-        let score = |item| score_choices(&model, &format, item, &form, false).unwrap();
+        let score = |item| score_choices(&model, &format, item, &form, Framing::Text { bos: false }).unwrap();
         let scores: Vec<_> = items.iter().map(score).collect();
         let expected = record[task]["log_likelihoods"].as_array().unwrap();
         assert_eq!(scores.len(), expected.len());

@@ -241,8 +241,8 @@ fn a_draft_spares_passes() {
     let draft = |candidates: &[Vec<i64>]| -> Result<Vec<f64>> {
         Ok(candidates.iter().map(|ids| mean(&losses_by_hand(&model, &prompt, ids))).collect())
     };
-    let plain = search(&model, &[prompt.clone()], settings(), &all(), |_| true).step().unwrap();
-    let with_draft = search(&model, &[prompt.clone()], settings(), &all(), |_| true);
+    let plain = search(&model, std::slice::from_ref(&prompt), settings(), &all(), |_| true).step().unwrap();
+    let with_draft = search(&model, std::slice::from_ref(&prompt), settings(), &all(), |_| true);
     let mut with_draft = with_draft.with_draft(Exact(draft), ProbeSampling::default()).unwrap();
     let step = with_draft.step().unwrap();
     // The same model as the draft: it agrees, and the best is found with few passes.

@@ -1,18 +1,15 @@
-//! Attacks, judges and utility tasks as a command line names them.
+//! Attacks and judges as a command line names them.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-};
+use std::{fs, path::PathBuf};
 
 use advtrain::{
-    AutoDan, ChatFormat, ChatModel, ChatReader, ChatTask, ChoiceTask, ClassifierJudge, Continuous, Direct, Endpoint,
-    EndpointSettings, EvaluationPreset, EvaluationSettings, Gcg, Judge, LocalChat, MultipleChoice, Pair, PromptAttack,
-    QuestionForm, RefusalJudge, RequestTask, ScoreJudge, Subject, TargetJudge, Turns, UtilityTask, encode_chats,
-    load_arc, load_harmless, load_mmlu, load_xstest,
+    AutoDan, ChatModel, ClassifierJudge, Completions, Continuous, ContinuousSettings, Direct, Endpoint,
+    EvaluationPreset, EvaluationSettings, Gcg, GcgSettings, GivenAnswers, Judge, LocalChat, Pair, PairSettings,
+    PromptAttack, RefusalJudge, Replay, ScoreJudge, Subject, TargetJudge, TemplatePreset, TestCases,
+    TokenSearchSettings,
     tch::{Device, Kind},
 };
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
 /// What to attack with.
@@ -30,6 +27,8 @@ pub enum AttackName {
     Pair,
     /// Perturbed embeddings: the prompt's, a suffix's, and without a ball
     Embedding,
+    /// None: what --replay, --completions and --utility name alone
+    None,
 }
 
 impl AttackName {
@@ -69,164 +68,208 @@ pub struct Helpers {
     /// The text in which the classifier is asked, with {behavior} and {generation}
     #[arg(long, requires = "classifier")]
     pub classifier_form: Option<PathBuf>,
+    /// The classifier reads that text as it is, outside its chat template, as HarmBench's does
+    #[arg(long, requires = "classifier_form")]
+    pub classifier_raw: bool,
     /// Rates answers from 1 to 10; PAIR's attacker sees its ratings
     #[arg(long)]
     pub scorer: Option<String>,
+    /// The text in which the scorer is asked, with {behavior} and {generation}
+    #[arg(long, requires = "scorer")]
+    pub scorer_form: Option<PathBuf>,
     /// The rating from which on an answer is harmful
     #[arg(long, default_value_t = 10.0)]
     pub threshold: f64,
+    /// A refusal phrase on each line, in place of the crate's
+    #[arg(long)]
+    pub refusal_phrases: Option<PathBuf>,
     /// The environment variable that holds the endpoints' key
     #[arg(long)]
     pub key_variable: Option<String>,
 }
 
-/// What the model should still be good for, in the published forms.
-#[derive(Clone, Debug, Default, Args)]
-pub struct UtilityFiles {
-    /// JSONL of ARC's questions; several with commas
-    #[arg(long, value_delimiter = ',')]
-    pub arc: Vec<PathBuf>,
-    /// Folder of MMLU, with its folders dev and test
-    #[arg(long)]
-    pub mmlu: Option<PathBuf>,
-    /// CSV of XSTest
-    #[arg(long)]
-    pub xstest: Option<PathBuf>,
-    /// Harmless requests, one per line
-    #[arg(long)]
-    pub requests: Option<PathBuf>,
-    /// JSONL of held-out chats
-    #[arg(long)]
-    pub chats: Option<PathBuf>,
-    /// Measure so many items of each, at even distances in the file
-    #[arg(long)]
-    pub items: Option<usize>,
+/// [`TemplatePreset`] as a word.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum TemplateName {
+    Gemma,
+    Zephyr,
+    Mistral,
+    #[value(name = "phi-3")]
+    Phi3,
 }
 
+impl From<TemplateName> for TemplatePreset {
+    fn from(name: TemplateName) -> Self {
+        match name {
+            TemplateName::Gemma => Self::Gemma,
+            TemplateName::Zephyr => Self::Zephyr,
+            TemplateName::Mistral => Self::Mistral,
+            TemplateName::Phi3 => Self::Phi3,
+        }
+    }
+}
+
+/// Where models compute, and in what.
+#[derive(Clone, Copy, Debug)]
+pub struct Place {
+    pub device: Device,
+    pub kind: Kind,
+}
+
+/// Settings with which every attack takes seconds, and finds nothing.
+pub fn quick(settings: EvaluationSettings) -> EvaluationSettings {
+    let search = TokenSearchSettings { width: 8, top_k: 16, ..settings.gcg.search };
+    let mut quick = EvaluationSettings {
+        max_new_tokens: 8,
+        gcg: GcgSettings { steps: 3, check_every: 1, search, ..settings.gcg },
+        pair: PairSettings { streams: 1, steps: 1, retries: 0, ..settings.pair },
+        ..settings
+    };
+    (quick.autodan.steps, quick.autodan.population) = (1, 4);
+    quick.embedding.iter_mut().for_each(|one| one.attack.steps = 2);
+    quick
+}
+
+/// Conversations that a helping model answers together.
 const ROWS: usize = 4;
 
-fn chat_model(name: &str, helpers: &Helpers) -> Result<Box<dyn ChatModel>> {
-    if let Some((model, url)) = name.split_once('@').filter(|(_, url)| url.starts_with("http")) {
-        let key_variable = helpers.key_variable.clone();
-        return Ok(Box::new(Endpoint::new(EndpointSettings { key_variable, ..EndpointSettings::new(url, model) })?));
-    }
-    let device = advtrain::device("auto")?;
-    let kind = if device == Device::Cpu { Kind::Float } else { Kind::BFloat16 };
-    Ok(Box::new(LocalChat::load(name, kind, device, ROWS)?))
+/// Builds attacks and judges, with the models that help them.
+#[derive(Clone, Copy, Debug)]
+pub struct Assembly<'s> {
+    pub settings: &'s EvaluationSettings,
+    pub helpers: &'s Helpers,
+    pub place: Place,
 }
 
-/// The attacks that a name stands for.
-pub fn attacks<'a>(
-    name: AttackName,
-    settings: &EvaluationSettings,
-    helpers: &Helpers,
-    subject: &Subject<'a>,
-) -> Result<Vec<Box<dyn PromptAttack + 'a>>> {
-    Ok(match name {
-        AttackName::Direct => vec![Box::new(Direct::new(settings.direct.clone())?)],
-        AttackName::Prefill => vec![Box::new(Direct::new(settings.prefill.clone())?)],
-        AttackName::Gcg => vec![Box::new(Gcg::new(settings.gcg.clone())?)],
-        AttackName::Autodan => {
-            let attack = AutoDan::new(settings.autodan.clone())?;
-            match &helpers.rephraser {
-                Some(name) => vec![Box::new(attack.with_rephraser(chat_model(name, helpers)?))],
-                None => vec![Box::new(attack)],
+impl Assembly<'_> {
+    fn chat_model(self, name: &str) -> Result<Box<dyn ChatModel>> {
+        if let Some((model, url)) = name.split_once('@').filter(|(_, url)| url.starts_with("http")) {
+            let mut endpoint = self.settings.endpoint.clone();
+            endpoint.key_variable = self.helpers.key_variable.clone().or(endpoint.key_variable);
+            return Ok(Box::new(Endpoint::new(url, model, endpoint)?));
+        }
+        Ok(Box::new(LocalChat::load(name, self.place.kind, self.place.device, ROWS)?))
+    }
+
+    /// The attacks that a name stands for.
+    pub fn attacks<'a>(self, name: AttackName, subject: &Subject<'a>) -> Result<Vec<Box<dyn PromptAttack + 'a>>> {
+        let settings = self.settings;
+        Ok(match name {
+            AttackName::None => Vec::new(),
+            AttackName::Direct => vec![Box::new(Direct::new(settings.direct.clone())?)],
+            AttackName::Prefill => vec![Box::new(Direct::new(settings.prefill.clone())?)],
+            AttackName::Gcg => vec![Box::new(Gcg::new(settings.gcg.clone())?)],
+            AttackName::Autodan => {
+                let attack = AutoDan::new(settings.autodan.clone())?;
+                match &self.helpers.rephraser {
+                    Some(name) => vec![Box::new(attack.with_rephraser(self.chat_model(name)?))],
+                    None => vec![Box::new(attack)],
+                }
+            }
+            AttackName::Pair => vec![Box::new(self.pair(subject)?)],
+            AttackName::Embedding => {
+                let attack = |settings: &ContinuousSettings| -> Result<Box<dyn PromptAttack + 'a>> {
+                    Ok(Box::new(Continuous::new(settings.clone())?))
+                };
+                settings.embedding.iter().map(attack).collect::<Result<_>>()?
+            }
+        })
+    }
+
+    fn pair<'a>(self, subject: &Subject<'a>) -> Result<Pair<'a>> {
+        let attacker: Box<dyn ChatModel + 'a> = match &self.helpers.attacker {
+            Some(name) => self.chat_model(name)?,
+            None => {
+                let itself = LocalChat::new("the model itself", subject.model(), subject.format(), ROWS)?;
+                Box::new(match subject.context() {
+                    Some(tokens) => itself.with_context(tokens),
+                    None => itself,
+                })
+            }
+        };
+        let judge = self.judge(if self.helpers.scorer.is_some() { JudgeName::Scorer } else { JudgeName::Refusal })?;
+        Ok(Pair::new(self.settings.pair.clone(), attacker, judge)?)
+    }
+
+    /// Refusal phrases and target prefix always, models where they are named.
+    pub fn judge_names(self) -> Vec<JudgeName> {
+        let mut names = vec![JudgeName::Refusal, JudgeName::Target];
+        names.extend(self.helpers.classifier.is_some().then_some(JudgeName::Classifier));
+        names.extend(self.helpers.scorer.is_some().then_some(JudgeName::Scorer));
+        names
+    }
+
+    /// One judge, its model being loaded.
+    pub fn judge(self, name: JudgeName) -> Result<Box<dyn Judge>> {
+        let model = |name: &Option<String>| self.chat_model(name.as_deref().unwrap_or_default());
+        let form = |path: &PathBuf| fs::read_to_string(path).with_context(|| path.display().to_string());
+        Ok(match name {
+            JudgeName::Refusal => match &self.helpers.refusal_phrases {
+                Some(path) => {
+                    let phrases = form(path)?;
+                    Box::new(RefusalJudge::with_phrases(phrases.lines().filter(|line| !line.trim().is_empty()))?)
+                }
+                None => Box::new(RefusalJudge::default()),
+            },
+            JudgeName::Target => Box::new(TargetJudge),
+            JudgeName::Classifier => {
+                let mut judge = ClassifierJudge::new(model(&self.helpers.classifier)?);
+                if let Some(path) = &self.helpers.classifier_form {
+                    judge = judge.with_form(form(path)?)?;
+                }
+                if self.helpers.classifier_raw {
+                    judge = judge.without_template();
+                }
+                Box::new(judge)
+            }
+            JudgeName::Scorer => {
+                let mut judge = ScoreJudge::new(model(&self.helpers.scorer)?, self.helpers.threshold)?;
+                if let Some(path) = &self.helpers.scorer_form {
+                    judge = judge.with_form(form(path)?)?;
+                }
+                Box::new(judge)
+            }
+        })
+    }
+}
+
+/// Prompts or answers of a file, as an attack.
+#[derive(Clone, Debug)]
+pub enum Given {
+    Prompts(TestCases),
+    Answers(Completions),
+}
+
+impl Given {
+    /// The attack, and the file's ids that are those of no case. Prompts get as many answers as plain requests.
+    pub fn attack(
+        &self,
+        name: &str,
+        settings: &EvaluationSettings,
+        cases: &[advtrain::Case],
+    ) -> Result<(Box<dyn PromptAttack>, Vec<String>)> {
+        let owned = |ids: Vec<&str>| ids.into_iter().map(str::to_string).collect();
+        match self {
+            Self::Prompts(prompts) => {
+                let (direct, replay) = (&settings.direct, Replay::new(name, prompts.clone()));
+                let replay = replay.with_samples(direct.samples, direct.temperature, direct.seed)?;
+                let unknown = owned(replay.without_case(cases));
+                Ok((Box::new(replay), unknown))
+            }
+            Self::Answers(answers) => {
+                let given = GivenAnswers::new(name, answers.clone());
+                let unknown = owned(given.without_case(cases));
+                Ok((Box::new(given), unknown))
             }
         }
-        AttackName::Pair => {
-            let attacker: Box<dyn ChatModel + 'a> = match &helpers.attacker {
-                Some(name) => chat_model(name, helpers)?,
-                None => Box::new(LocalChat::new("the model itself", subject.model(), subject.format(), ROWS)?),
-            };
-            let judge: Box<dyn Judge + 'a> = match &helpers.scorer {
-                Some(name) => Box::new(ScoreJudge::new(chat_model(name, helpers)?, helpers.threshold)?),
-                None => Box::new(RefusalJudge),
-            };
-            vec![Box::new(Pair::new(settings.pair.clone(), attacker, judge)?)]
-        }
-        AttackName::Embedding => {
-            let attack = |settings: &advtrain::ContinuousSettings| -> Result<Box<dyn PromptAttack + 'a>> {
-                Ok(Box::new(Continuous::new(settings.clone())?))
-            };
-            settings.embedding.iter().map(attack).collect::<Result<_>>()?
-        }
-    })
+    }
 }
 
-/// Refusal phrases and target prefix always, models where they are named.
-pub fn judges(helpers: &Helpers) -> Result<Vec<Box<dyn Judge>>> {
-    let mut judges: Vec<Box<dyn Judge>> = vec![Box::new(RefusalJudge), Box::new(TargetJudge)];
-    if let Some(name) = &helpers.classifier {
-        let mut judge = ClassifierJudge::new(chat_model(name, helpers)?);
-        if let Some(path) = &helpers.classifier_form {
-            judge = judge.with_form(fs::read_to_string(path).with_context(|| path.display().to_string())?)?;
-        }
-        judges.push(Box::new(judge));
-    }
-    if let Some(name) = &helpers.scorer {
-        judges.push(Box::new(ScoreJudge::new(chat_model(name, helpers)?, helpers.threshold)?));
-    }
-    Ok(judges)
-}
-
-/// The tasks whose files are named; requests and questions in the chat template and without.
-pub fn tasks(files: &UtilityFiles, format: &ChatFormat) -> Result<Vec<Box<dyn UtilityTask>>> {
-    let mut tasks: Vec<Box<dyn UtilityTask>> = Vec::new();
-    let some = |count: usize| files.items.unwrap_or(count);
-    let both = [("", true), (" without template", false)];
-    for path in &files.arc {
-        let items: Vec<(MultipleChoice, QuestionForm)> =
-            load_arc(path)?.into_iter().map(|item| (item, QuestionForm::FullAnswers)).collect();
-        let items = super::inputs::spread(items, some(usize::MAX));
-        for (how, in_template) in both {
-            let name = format!("{}{how}", stem(path));
-            tasks.push(Box::new(ChoiceTask::new(name, items.clone(), in_template)));
-        }
-    }
-    if let Some(folder) = &files.mmlu {
-        let items = super::inputs::spread(mmlu(folder)?, some(usize::MAX));
-        for (how, in_template) in both {
-            tasks.push(Box::new(ChoiceTask::new(format!("mmlu{how}"), items.clone(), in_template)));
-        }
-    }
-    let lists = [(&files.xstest, "xstest"), (&files.requests, "harmless requests")];
-    for (path, name) in lists {
-        let Some(path) = path else { continue };
-        let requests = if name == "xstest" { load_xstest(path)? } else { load_harmless(path)? };
-        let requests = super::inputs::spread(requests, some(usize::MAX));
-        for (how, in_template) in both {
-            tasks.push(Box::new(RequestTask::new(format!("{name}{how}"), requests.clone(), in_template)));
-        }
-    }
-    if let Some(path) = &files.chats {
-        let (chats, _) = encode_chats(format, ChatReader::open(path)?, 1024, Turns::All)?;
-        tasks.push(Box::new(ChatTask::new("held-out chats", super::inputs::spread(chats, some(usize::MAX)))));
-    }
-    Ok(tasks)
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned())
-}
-
-/// The test questions of every subject, each behind five solved ones.
-fn mmlu(folder: &Path) -> Result<Vec<(MultipleChoice, QuestionForm)>> {
-    let test = folder.join("test");
-    let entries = fs::read_dir(&test).with_context(|| test.display().to_string())?;
-    let mut paths: Vec<PathBuf> =
-        entries.map(|entry| entry.map(|entry| entry.path())).collect::<std::io::Result<_>>()?;
-    paths.sort();
-    let mut items = Vec::new();
-    for path in paths {
-        let name = stem(&path);
-        let Some(subject) = name.strip_suffix("_test") else { continue };
-        let mut examples = load_mmlu(folder.join("dev").join(format!("{subject}_dev.csv")))?;
-        examples.truncate(5);
-        let form = QuestionForm::Letters { subject: subject.replace('_', " "), examples };
-        items.extend(load_mmlu(&path)?.into_iter().map(|item| (item, form.clone())));
-    }
-    if items.is_empty() {
-        bail!("{}: holds no file whose name ends in _test.csv", test.display());
-    }
-    Ok(items)
+/// Who judges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum JudgeName {
+    Refusal,
+    Target,
+    Classifier,
+    Scorer,
 }

@@ -3,8 +3,10 @@
 
 pub mod arguments;
 pub mod assembly;
+pub mod cases;
 pub mod evaluation;
 pub mod inputs;
 pub mod job;
+pub mod tasks;
 pub mod toy;
 pub mod watching;

@@ -1,6 +1,6 @@
 //! Questions with given answers, in the published forms of ARC and MMLU.
 
-use std::path::Path;
+use std::{collections::HashMap, path::Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -46,13 +46,18 @@ struct ArcChoice {
 /// Reads a JSONL file of ARC (Clark et al. 2018), easy or challenge.
 ///
 /// # Errors
-/// If the file cannot be read, a line has another form, or no choice has the label of the right answer.
+/// If the file cannot be read, a line has another form, no choice has the label of the right answer, or two questions
+/// have one id.
 pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     let path = path.as_ref();
     let mut lines = JsonObjects::<ArcLine>::open(path, FORM)?;
+    let mut places: HashMap<String, u64> = HashMap::new();
     let mut items = Vec::new();
     while let Some(line) = lines.next() {
         let (number, ArcLine { id, question, answer_key }) = line?;
+        if let Some(first) = places.insert(id.clone(), number) {
+            return Err(lines.error(number, format!("has the id {id:?} of line {first}; ids must be unique")));
+        }
         let labels: Vec<&str> = question.choices.iter().map(|choice| choice.label.as_str()).collect();
         let Some(answer) = labels.iter().position(|label| *label == answer_key) else {
             let message = format!("answerKey {answer_key:?} is the label of no choice; there are {labels:?}");
@@ -65,13 +70,15 @@ pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     not_empty(path, items)
 }
 
-/// Reads a CSV file of MMLU (Hendrycks et al. 2021): question, four answers, the letter of the right one; no line of names.
+/// Reads a CSV file of MMLU (Hendrycks et al. 2021): question, four answers, the letter of the right one; no line of
+/// names.
 ///
 /// # Errors
 /// If the file cannot be read or a row has another form.
 pub fn load_mmlu(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     let path = path.as_ref();
     let text = files::read_text(path)?;
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(text.as_bytes());
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let mut items = Vec::new();
@@ -137,11 +144,14 @@ mod tests {
             message.contains(r#"line 1: answerKey "B" is the label of no choice; there are ["1", "2"]"#),
             "{message}"
         );
+        let error = with_file("arc.jsonl", &format!("{text}\n{text}\n"), |path| load_arc(path));
+        let message = error.unwrap_err().to_string();
+        assert!(message.ends_with(r#"line 2: has the id "q" of line 1; ids must be unique"#), "{message}");
     }
 
     #[test]
     fn mmlu_has_no_header() {
-        let items = with_file("x_test.csv", "\"What, then?\",1,2,3,4,C\n", |path| load_mmlu(path)).unwrap();
+        let items = with_file("x_test.csv", "\u{feff}\"What, then?\",1,2,3,4,C\n", |path| load_mmlu(path)).unwrap();
         assert_eq!((items[0].id.as_str(), items[0].question.as_str(), items[0].answer), ("x_test/0", "What, then?", 2));
         for text in ["Q,1,2,3,C\n", "Q,1,2,3,4,E\n", "Q\n"] {
             let message = with_file("x.csv", text, |path| load_mmlu(path)).unwrap_err().to_string();

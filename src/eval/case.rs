@@ -94,6 +94,11 @@ impl<'a> Subject<'a> {
         self.rows
     }
 
+    /// The longest text, in tokens with its answer, where one was named.
+    pub fn context(&self) -> Option<usize> {
+        self.context
+    }
+
     /// What the model says to each conversation.
     ///
     /// # Errors
@@ -114,6 +119,17 @@ impl<'a> Subject<'a> {
                 let found = format!("{prompt} of the prompt and {answer} of the answer");
                 Err(Error::mismatch("tokens of a conversation", format!("at most {most}"), found))
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// An error if a text of so many tokens is longer than the model's context.
+    ///
+    /// # Errors
+    /// The length and what is allowed.
+    pub fn check_length(&self, tokens: usize) -> Result<()> {
+        match self.context {
+            Some(most) if tokens > most => Err(Error::mismatch("tokens of a text", format!("at most {most}"), tokens)),
             _ => Ok(()),
         }
     }

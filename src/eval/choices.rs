@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{answers::losses_of_rows, rate::Rate};
+use super::{answers::losses_of_rows, framing::Framing, rate::Rate};
 use crate::{
     Batch, CausalLm, ChatFormat, Continuation, ContinuationKind, Error, Example, Message, MultipleChoice, Result,
     TokenKind, Tokens,
@@ -66,57 +66,101 @@ pub fn accuracy(scores: &[ChoiceScores]) -> (Rate, Rate) {
     (plain, Rate::of(scores.iter().map(ChoiceScores::is_right_per_character)))
 }
 
-/// The log-likelihood of every answer to a question. Inside the chat template the question is the user's message and the answers are
-/// the model's; without, the text is given as it is, and no begin-of-sequence token is added.
+/// The log-likelihood of every answer to a question. Inside the chat template the question is the user's message and
+/// the answers are the model's; as text, both are read as one.
 ///
 /// # Errors
-/// If the question cannot be rendered, or the model fails.
+/// If the question has no right answer or more answers than letters, cannot be rendered, or the model fails or finds no
+/// number.
 pub fn score_choices(
     model: &dyn CausalLm,
     format: &ChatFormat,
     item: &MultipleChoice,
     form: &QuestionForm,
-    in_template: bool,
+    framing: Framing,
 ) -> Result<ChoiceScores> {
-    let question = question(item, form);
-    let answers: Vec<String> = match form {
-        QuestionForm::FullAnswers => item.choices.clone(),
-        QuestionForm::Letters { .. } => {
-            LETTERS.iter().take(item.choices.len()).map(|letter| letter.to_string()).collect()
-        }
-    };
-    let examples = answers.iter().map(|answer| {
-        if in_template { in_chat(format, item, &question, answer) } else { as_text(format, item, &question, answer) }
-    });
-    let examples = examples.collect::<Result<Vec<_>>>()?;
-    Ok(ChoiceScores {
-        id: item.id.clone(),
-        answer: item.answer,
-        log_likelihoods: log_likelihoods(model, &examples)?,
-        lengths: answers.iter().map(|answer| answer.chars().count()).collect(),
-    })
+    score_examples(model, item, form, &choice_examples(format, item, form, framing)?)
 }
 
-const LETTERS: [&str; 4] = ["A", "B", "C", "D"];
+/// The question with each answer to it.
+pub(super) fn choice_examples(
+    format: &ChatFormat,
+    item: &MultipleChoice,
+    form: &QuestionForm,
+    framing: Framing,
+) -> Result<Vec<Example>> {
+    check_question(&item.id, item, form)?;
+    let question = question(item, form)?;
+    let example = |answer: &String| match framing {
+        Framing::Template => in_chat(format, item, &question, answer),
+        Framing::Text { bos } => as_text(format, item, &question, answer, bos),
+    };
+    answers_of(item, form).iter().map(example).collect()
+}
 
-fn question(item: &MultipleChoice, form: &QuestionForm) -> String {
+/// The scores of what [`choice_examples`] gave.
+pub(super) fn score_examples(
+    model: &dyn CausalLm,
+    item: &MultipleChoice,
+    form: &QuestionForm,
+    examples: &[Example],
+) -> Result<ChoiceScores> {
+    let log_likelihoods = log_likelihoods(model, examples)?;
+    if let Some((at, value)) = log_likelihoods.iter().enumerate().find(|(_, value)| !value.is_finite()) {
+        let message = format!("the log-likelihood of answer {at} is {value}, not a finite number");
+        return Err(Error::example(&item.id, message));
+    }
+    let lengths = answers_of(item, form).iter().map(|answer| answer.chars().count()).collect();
+    Ok(ChoiceScores { id: item.id.clone(), answer: item.answer, log_likelihoods, lengths })
+}
+
+const LETTERS: &str = "ABCDEFGHIJKLMNOPQRSTUVWXYZ";
+
+/// What the model may say.
+fn answers_of(item: &MultipleChoice, form: &QuestionForm) -> Vec<String> {
+    match form {
+        QuestionForm::FullAnswers => item.choices.clone(),
+        QuestionForm::Letters { .. } => LETTERS.chars().take(item.choices.len()).map(String::from).collect(),
+    }
+}
+
+/// `of` is the question that is put, with this one or behind this one.
+fn check_question(of: &str, item: &MultipleChoice, form: &QuestionForm) -> Result<()> {
+    let (choices, letters) = (item.choices.len(), LETTERS.len());
+    let lettered = matches!(form, QuestionForm::Letters { .. });
+    if item.answer >= choices {
+        let message = format!("the right answer of {} is number {}, of {choices} from 0", item.id, item.answer);
+        return Err(Error::example(of, message));
+    }
+    if lettered && choices > letters {
+        let message = format!("{} has {choices} answers; there are letters for at most {letters}", item.id);
+        return Err(Error::example(of, message));
+    }
+    Ok(())
+}
+
+fn question(item: &MultipleChoice, form: &QuestionForm) -> Result<String> {
     let QuestionForm::Letters { subject, examples } = form else {
-        return format!("Question: {}\nAnswer:", item.question);
+        return Ok(format!("Question: {}\nAnswer:", item.question));
     };
-    let lettered = |item: &MultipleChoice| {
-        let lines = LETTERS.iter().zip(&item.choices).map(|(letter, choice)| format!("{letter}. {choice}\n"));
-        format!("{}\n{}Answer:", item.question.trim(), lines.collect::<String>())
-    };
-    let solved = examples.iter().map(|item| format!("{} {}\n\n", lettered(item), LETTERS[item.answer % LETTERS.len()]));
-    let heading = format!("The following are multiple choice questions (with answers) about {subject}.\n\n");
-    format!("{heading}{}{}", solved.collect::<String>(), lettered(item))
+    let mut text = format!("The following are multiple choice questions (with answers) about {subject}.\n\n");
+    for example in examples {
+        check_question(&item.id, example, form)?;
+        let letter = &LETTERS[example.answer..=example.answer];
+        text.push_str(&format!("{} {letter}\n\n", lettered(example)));
+    }
+    Ok(text + &lettered(item))
+}
+
+fn lettered(item: &MultipleChoice) -> String {
+    let lines = LETTERS.chars().zip(&item.choices).map(|(letter, choice)| format!("{letter}. {choice}\n"));
+    format!("{}\n{}Answer:", item.question.trim(), lines.collect::<String>())
 }
 
 /// The question, a space, the answer: tokenised as one text and cut where the question alone ends.
-fn as_text(format: &ChatFormat, item: &MultipleChoice, question: &str, answer: &str) -> Result<Example> {
-    let tokenizer = format.tokenizer();
-    let prompt = tokenizer.encode(question)?;
-    let whole = tokenizer.encode(&format!("{question} {answer}"))?;
+fn as_text(format: &ChatFormat, item: &MultipleChoice, question: &str, answer: &str, bos: bool) -> Result<Example> {
+    let prompt = Framing::plain(format, question, bos)?;
+    let whole = Framing::plain(format, &format!("{question} {answer}"), bos)?;
     let rest = whole.get(prompt.len()..).unwrap_or_default().to_vec();
     example(item, Tokens::of_kind(prompt, TokenKind::Template), Tokens::of_kind(rest, TokenKind::Target))
 }
@@ -168,11 +212,24 @@ mod tests {
 
     #[test]
     fn questions_are_put_as_the_harness_puts_them() {
-        assert_eq!(question(&item(), &QuestionForm::FullAnswers), "Question:  Which? \nAnswer:");
+        assert_eq!(question(&item(), &QuestionForm::FullAnswers).unwrap(), "Question:  Which? \nAnswer:");
         let form = QuestionForm::Letters { subject: "tests".into(), examples: vec![item()] };
         let lettered = "Which?\nA. one\nB. two\nC. three\nD. four\nAnswer:";
         let heading = "The following are multiple choice questions (with answers) about tests.";
-        assert_eq!(question(&item(), &form), format!("{heading}\n\n{lettered} C\n\n{lettered}"));
+        assert_eq!(question(&item(), &form).unwrap(), format!("{heading}\n\n{lettered} C\n\n{lettered}"));
+    }
+
+    #[test]
+    fn a_right_answer_that_is_not_there_and_answers_without_letters_are_errors() {
+        let wrong = MultipleChoice { id: "w".into(), answer: 4, ..item() };
+        let form = QuestionForm::Letters { subject: "tests".into(), examples: vec![wrong.clone()] };
+        let message = question(&item(), &form).unwrap_err().to_string();
+        assert_eq!(message, "example q: the right answer of w is number 4, of 4 from 0");
+        assert!(check_question("w", &wrong, &QuestionForm::FullAnswers).is_err());
+        let many = MultipleChoice { choices: vec!["one".into(); 27], ..item() };
+        let message = check_question("q", &many, &form).unwrap_err().to_string();
+        assert_eq!(message, "example q: q has 27 answers; there are letters for at most 26");
+        assert!(check_question("q", &many, &QuestionForm::FullAnswers).is_ok());
     }
 
     #[test]

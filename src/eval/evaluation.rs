@@ -1,132 +1,26 @@
-//! One model's evaluation in a folder: what was tried, answered and judged, kept line by line so that nothing is done twice.
+//! One model's evaluation in a folder: what was tried, answered and judged, kept line by line so that nothing is done
+//! twice.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeSet,
     fs::{self, File, OpenOptions},
     io::Write,
     ops::ControlFlow,
     path::{Path, PathBuf},
+    time::Instant,
 };
 
-use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::{
     case::{Case, Subject},
     judge::{Answered, Judge, Verdict},
-    prompt_attack::{Access, Outcome, PromptAttack, Trajectory},
+    prompt_attack::{Outcome, PromptAttack, Trajectory},
+    records::{AttackRecord, Line, Plan, Records, TaskRecord, VerdictRecord},
+    setup::{SETUP, Setup, differences},
     utility::{ItemRecord, UtilityTask},
 };
-use crate::{Error, Result, TrainableLm, digest::bytes_digest, files};
-
-/// Who is evaluated, and how it answers: an evaluation goes on only with the same.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Setup {
-    /// The model's name in reports.
-    pub model: String,
-    /// What tells its weights from others: [`crate::TrainableLm::fingerprint`], and of an adapter what the caller knows.
-    pub weights: String,
-    /// [`crate::ChatTemplate::hash`] of the chat template.
-    pub template: String,
-    /// What the model computes in.
-    pub dtype: String,
-    /// How answers are made.
-    pub generation: crate::Generation,
-    /// This crate's version.
-    pub version: String,
-}
-
-impl Setup {
-    /// Of a model that was loaded from files, its adapter's included.
-    ///
-    /// # Errors
-    /// If the adapter's weights cannot be read, or libtorch fails.
-    pub fn of_model(
-        name: impl Into<String>,
-        model: &impl TrainableLm,
-        adapter: Option<&Path>,
-        subject: &Subject,
-    ) -> Result<Self> {
-        let mut weights = model.fingerprint()?;
-        if let Some(folder) = adapter {
-            let path = folder.join("adapter_model.safetensors");
-            let bytes = fs::read(&path).map_err(|error| Error::io(&path, error))?;
-            weights = format!("{}+{}", &weights[..weights.len().min(16)], bytes_digest(&bytes));
-        }
-        Ok(Self::new(name, weights, subject))
-    }
-
-    /// Of a subject.
-    pub fn new(model: impl Into<String>, weights: impl Into<String>, subject: &Subject) -> Self {
-        Self {
-            model: model.into(),
-            weights: weights.into(),
-            template: subject.format().template().hash(),
-            dtype: format!("{:?}", subject.model().kind()).to_lowercase(),
-            generation: subject.generation().clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-        }
-    }
-}
-
-/// What an attack did on one case.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct AttackRecord {
-    /// [`PromptAttack::name`].
-    pub attack: String,
-    /// [`PromptAttack::settings`].
-    pub settings: Value,
-    /// [`PromptAttack::access`].
-    pub access: Access,
-    /// What was attacked.
-    pub case: Case,
-    /// What came of it, or why nothing did.
-    pub result: std::result::Result<Trajectory, String>,
-}
-
-/// A judge's verdicts on the attempts of one attack on one case, in their order.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct VerdictRecord {
-    /// The attack.
-    pub attack: String,
-    /// The case's id.
-    pub case: String,
-    /// [`Judge::name`].
-    pub judge: String,
-    /// [`Judge::settings`].
-    pub settings: Value,
-    /// One for each attempt.
-    pub verdicts: Vec<Verdict>,
-}
-
-/// What a utility task found for one of its items.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct TaskRecord {
-    /// [`UtilityTask::name`].
-    pub task: String,
-    /// [`UtilityTask::settings`].
-    pub settings: Value,
-    /// What was found, or the item's id and why nothing was.
-    pub result: std::result::Result<ItemRecord, (String, String)>,
-}
-
-impl TaskRecord {
-    /// The item's id.
-    pub fn item(&self) -> &str {
-        match &self.result {
-            Ok(item) => &item.id,
-            Err((id, _)) => id,
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Line {
-    Attack(AttackRecord),
-    Verdicts(VerdictRecord),
-    Task(TaskRecord),
-}
+use crate::{Error, Result, files};
 
 /// Where an evaluation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,48 +43,50 @@ pub type EvaluationWatch<'a> = dyn FnMut(EvaluationProgress) -> ControlFlow<()> 
 pub struct Evaluation {
     folder: PathBuf,
     setup: Setup,
-    file: File,
-    attacks: Vec<AttackRecord>,
-    verdicts: BTreeMap<(String, String, String), VerdictRecord>,
-    tasks: Vec<TaskRecord>,
+    records: Records,
+    /// None of what was opened to be read.
+    journal: Option<Journal>,
 }
 
-const SETUP: &str = "setup.json";
 const RECORDS: &str = "records.jsonl";
+const LOCK: &str = "lock";
+
+/// The file of records, to add to, and the lock that keeps others from it.
+#[derive(Debug)]
+struct Journal {
+    file: File,
+    length: u64,
+    _lock: File,
+}
 
 impl Evaluation {
-    /// Begins in a folder, or goes on with what is there.
+    /// Begins in a folder, or goes on with what is there. No other process can, until this is dropped.
     ///
     /// # Errors
-    /// If what is there is of another setup, is not an evaluation's, or cannot be read or written.
+    /// If another process is at work there, or what is there is of another setup, is not an evaluation's, or cannot be
+    /// read or written.
     pub fn open(folder: impl Into<PathBuf>, setup: Setup) -> Result<Self> {
         let folder = folder.into();
+        let lock = lock(&folder)?;
         let path = folder.join(SETUP);
-        if path.exists() {
-            check_same(&path, &files::read_json(&path)?, &setup)?;
-        } else {
-            files::write_json(&path, &setup)?;
+        if let Some(earlier) = Setup::read(&folder)? {
+            check_same(&path, &earlier, &setup)?;
         }
-        let path = folder.join(RECORDS);
-        let (lines, whole) = if path.exists() { read_lines(&path)? } else { (Vec::new(), 0) };
-        let at = |error| Error::io(&path, error);
-        let file = OpenOptions::new().create(true).append(true).open(&path).map_err(at)?;
-        // What was cut off in the middle of a line is done again.
-        file.set_len(whole).map_err(at)?;
-        let mut evaluation =
-            Self { folder, setup, file, attacks: Vec::new(), verdicts: BTreeMap::new(), tasks: Vec::new() };
-        lines.into_iter().for_each(|line| evaluation.hold(line));
-        Ok(evaluation)
+        let (records, whole) = Records::read(&folder.join(RECORDS))?;
+        files::write_json(&path, &setup)?;
+        let file = append(&folder.join(RECORDS), whole)?;
+        Ok(Self { folder, setup, records, journal: Some(Journal { file, length: whole, _lock: lock }) })
     }
 
-    /// Reads what a folder holds, to report on it.
+    /// Reads what a folder holds, to report on it: nothing there is changed, and what would add to it is an error.
     ///
     /// # Errors
     /// If it is not an evaluation's, or cannot be read.
     pub fn read(folder: impl Into<PathBuf>) -> Result<Self> {
         let folder = folder.into();
         let setup = files::read_json(&folder.join(SETUP))?;
-        Self::open(folder, setup)
+        let (records, _) = Records::read(&folder.join(RECORDS))?;
+        Ok(Self { folder, setup, records, journal: None })
     }
 
     /// Who is evaluated.
@@ -200,29 +96,87 @@ impl Evaluation {
 
     /// What attacks did, in the order in which it was done.
     pub fn attacks(&self) -> &[AttackRecord] {
-        &self.attacks
+        &self.records.attacks
     }
 
     /// A judge's verdicts on the attempts of an attack on a case, if it has judged them.
     pub fn verdicts(&self, attack: &str, case: &str, judge: &str) -> Option<&[Verdict]> {
         let key = (attack.into(), case.into(), judge.into());
-        self.verdicts.get(&key).map(|record| record.verdicts.as_slice())
+        self.records.verdicts.get(&key).map(|record| record.verdicts.as_slice())
     }
 
-    /// The judges that have judged anything.
+    /// All verdicts, by attack, case and judge.
+    pub fn all_verdicts(&self) -> impl Iterator<Item = &VerdictRecord> {
+        self.records.verdicts.values()
+    }
+
+    /// The judges that have judged anything, or were to.
     pub fn judges(&self) -> BTreeSet<&str> {
-        self.verdicts.keys().map(|(_, _, judge)| judge.as_str()).collect()
+        let planned = self.plans().iter().filter_map(|plan| match plan {
+            Plan::Judge { judge, .. } => Some(judge.as_str()),
+            _ => None,
+        });
+        self.records.verdicts.keys().map(|(_, _, judge)| judge.as_str()).chain(planned).collect()
     }
 
     /// What utility tasks found, in the order in which it was found.
     pub fn tasks(&self) -> &[TaskRecord] {
-        &self.tasks
+        &self.records.tasks
+    }
+
+    /// What was to be done.
+    pub fn plans(&self) -> &[Plan] {
+        &self.records.plans
+    }
+
+    /// Notes that an attack is to be run on these cases, which [`Evaluation::attack`] does too: said of everything
+    /// before anything begins, it finds early what cannot be gone on with, and lets a report tell what is missing.
+    ///
+    /// # Errors
+    /// If the attack has records with other settings, two cases have one id, a case has a record in which it is
+    /// another, or the plan cannot be written.
+    pub fn plan_attack(&mut self, attack: &dyn PromptAttack, cases: &[Case]) -> Result<()> {
+        let (name, settings) = (attack.name(), attack.settings());
+        let known = self.attacks().iter().find(|record| record.attack == name).map(|record| &record.settings);
+        self.check_settings("attack", &name, known, &settings)?;
+        check_unique(cases.iter().map(|case| case.id.as_str()))?;
+        self.check_cases(cases)?;
+        let cases = cases.iter().map(|case| case.id.clone()).collect();
+        self.plan(Plan::Attack { attack: name, settings, access: attack.access(), cases })
+    }
+
+    /// Notes that a judge is to judge, which [`Evaluation::judge`] does too.
+    ///
+    /// # Errors
+    /// If the judge has verdicts with other settings, or the plan cannot be written.
+    pub fn plan_judge(&mut self, judge: &dyn Judge) -> Result<()> {
+        let (name, settings) = (judge.name(), judge.settings());
+        let known = self.all_verdicts().find(|record| record.judge == name).map(|record| &record.settings);
+        self.check_settings("judge", &name, known, &settings)?;
+        self.plan(Plan::Judge { judge: name, settings })
+    }
+
+    /// Notes that a task is to be measured, which [`Evaluation::measure`] does too.
+    ///
+    /// # Errors
+    /// If the task has records with other settings, two items have one id, or the plan cannot be written.
+    pub fn plan_task(&mut self, task: &dyn UtilityTask) -> Result<()> {
+        let (name, settings, items) = (task.name(), task.settings(), task.ids());
+        let known = self.tasks().iter().find(|record| record.task == name).map(|record| &record.settings);
+        self.check_settings("task", &name, known, &settings)?;
+        check_unique(items.iter().map(String::as_str))
+            .map_err(|error| error.while_doing(format!("planning {name}")))?;
+        self.plan(Plan::Task { task: name, settings, items })
+    }
+
+    fn plan(&mut self, plan: Plan) -> Result<()> {
+        if self.plans().contains(&plan) { Ok(()) } else { self.write(Line::Plan(plan)) }
     }
 
     /// Attacks the cases that this attack has no record of. A case whose attack fails has a record that says why.
     ///
     /// # Errors
-    /// If the attack has records with other settings, two cases have one id, or a record cannot be written.
+    /// As [`Evaluation::plan_attack`]; if a record cannot be written.
     pub fn attack(
         &mut self,
         attack: &mut dyn PromptAttack,
@@ -230,26 +184,32 @@ impl Evaluation {
         cases: &[Case],
         watch: &mut EvaluationWatch,
     ) -> Result<ControlFlow<()>> {
+        self.plan_attack(attack, cases)?;
         let (name, settings) = (attack.name(), attack.settings());
-        self.check_attack(&name, &settings)?;
-        check_unique(cases.iter().map(|case| case.id.as_str()))?;
         for (done, case) in cases.iter().enumerate() {
-            if self.attacks.iter().any(|record| record.attack == name && record.case.id == case.id) {
+            if self.records.attack(&name, &case.id).is_some() {
                 continue;
             }
             let mut watch_steps =
                 |step, steps| watch(EvaluationProgress { doing: &name, done, of: cases.len(), step: (step, steps) });
+            let begin = Instant::now();
             let result = match attack.attack(subject, case, &mut watch_steps) {
                 Ok(Outcome::Stopped) => return Ok(ControlFlow::Break(())),
-                Ok(Outcome::Done(trajectory)) if trajectory.is_finite() => Ok(trajectory),
-                Ok(Outcome::Done(_)) => Err("a loss is not a finite number".to_string()),
-                Err(error) => {
-                    tracing::warn!(attack = name, case = case.id, %error, "an attack failed");
-                    Err(error.to_string())
-                }
+                Ok(Outcome::Done(trajectory)) => checked(trajectory),
+                Err(error) => Err(error.to_string()),
             };
-            let (name, settings, case) = (name.clone(), settings.clone(), case.clone());
-            self.write(Line::Attack(AttackRecord { attack: name, settings, access: attack.access(), case, result }))?;
+            if let Err(why) = &result {
+                tracing::warn!(attack = name, case = case.id, why, "an attack failed");
+            }
+            let record = AttackRecord {
+                attack: name.clone(),
+                settings: settings.clone(),
+                access: attack.access(),
+                case: case.clone(),
+                seconds: begin.elapsed().as_secs_f64(),
+                result,
+            };
+            self.write(Line::Attack(record))?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -257,18 +217,21 @@ impl Evaluation {
     /// Judges all attempts that this judge has not judged.
     ///
     /// # Errors
-    /// If the judge fails as a whole, gives another number of verdicts than there are answers, or a record cannot be written.
+    /// As [`Evaluation::plan_judge`]; if the judge fails as a whole, gives another number of verdicts than there are
+    /// answers, or a record cannot be written.
     pub fn judge(&mut self, judge: &mut dyn Judge, watch: &mut EvaluationWatch) -> Result<ControlFlow<()>> {
+        self.plan_judge(judge)?;
         let (name, settings) = (judge.name(), judge.settings());
         let judged = |record: &&AttackRecord| self.verdicts(&record.attack, &record.case.id, &name).is_some();
-        let open: Vec<AttackRecord> = self.attacks.iter().filter(|record| !judged(record)).cloned().collect();
-        let of = self.attacks.len();
+        let open: Vec<AttackRecord> = self.attacks().iter().filter(|record| !judged(record)).cloned().collect();
+        let of = self.attacks().len();
         for (at, record) in open.iter().enumerate() {
             let done = of - open.len() + at;
             if watch(EvaluationProgress { doing: &name, done, of, step: (0, 1) }).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
             let Ok(trajectory) = &record.result else { continue };
+            let begin = Instant::now();
             let case = &record.case;
             let answered = trajectory.attempts.iter().map(|attempt| Answered {
                 behavior: &case.behavior,
@@ -281,9 +244,9 @@ impl Evaluation {
                 let expected = trajectory.attempts.len();
                 return Err(Error::mismatch(format!("verdicts of the judge {name:?}"), expected, verdicts.len()));
             }
-            let (attack, case, name) = (record.attack.clone(), case.id.clone(), name.clone());
-            let settings = settings.clone();
-            self.write(Line::Verdicts(VerdictRecord { attack, case, judge: name, settings, verdicts }))?;
+            let (attack, case, seconds) = (record.attack.clone(), case.id.clone(), begin.elapsed().as_secs_f64());
+            let (judge, settings) = (name.clone(), settings.clone());
+            self.write(Line::Verdicts(VerdictRecord { attack, case, judge, settings, seconds, verdicts }))?;
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -291,94 +254,76 @@ impl Evaluation {
     /// Measures the items that this task has no record of.
     ///
     /// # Errors
-    /// If the task has records with other settings, two items have one id, or a record cannot be written.
+    /// As [`Evaluation::plan_task`]; if a record cannot be written.
     pub fn measure(
         &mut self,
         task: &mut dyn UtilityTask,
         subject: &Subject,
         watch: &mut EvaluationWatch,
     ) -> Result<ControlFlow<()>> {
+        self.plan_task(task)?;
         let (name, settings, ids) = (task.name(), task.settings(), task.ids());
-        self.check_task(&name, &settings)?;
-        check_unique(ids.iter().map(String::as_str))?;
-        let known: BTreeSet<&str> = self.tasks.iter().filter(|one| one.task == name).map(TaskRecord::item).collect();
+        let known: BTreeSet<&str> = self.tasks().iter().filter(|one| one.task == name).map(TaskRecord::item).collect();
         let open: Vec<usize> = (0..ids.len()).filter(|at| !known.contains(ids[*at].as_str())).collect();
         for (chunk, items) in open.chunks(subject.rows()).enumerate() {
             let done = ids.len() - open.len() + chunk * subject.rows();
             if watch(EvaluationProgress { doing: &name, done, of: ids.len(), step: (0, 1) }).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
-            for result in self.items(task, subject, items, &ids) {
+            let begin = Instant::now();
+            let results = measured(task, subject, items, &ids);
+            let seconds = begin.elapsed().as_secs_f64() / items.len() as f64;
+            for result in results {
                 let (task, settings) = (name.clone(), settings.clone());
-                self.write(Line::Task(TaskRecord { task, settings, result }))?;
+                self.write(Line::Task(TaskRecord { task, settings, seconds, result }))?;
             }
         }
         Ok(ControlFlow::Continue(()))
     }
 
-    /// Items together; if that fails one by one, so that only those fail that must.
-    fn items(
-        &self,
-        task: &mut dyn UtilityTask,
-        subject: &Subject,
-        items: &[usize],
-        ids: &[String],
-    ) -> Vec<std::result::Result<ItemRecord, (String, String)>> {
-        match task.measure(subject, items) {
-            Ok(found) if found.len() == items.len() => found.into_iter().map(finite).collect(),
-            Ok(found) => {
-                let why = format!("{} results for {} items", found.len(), items.len());
-                items.iter().map(|item| Err((ids[*item].clone(), why.clone()))).collect()
-            }
-            Err(error) if items.len() == 1 => vec![Err((ids[items[0]].clone(), error.to_string()))],
-            Err(_) => items.iter().flat_map(|item| self.items(task, subject, &[*item], ids)).collect(),
-        }
-    }
-
-    /// Forgets what failed, so that it is tried again.
+    /// Forgets what failed, and verdicts of which one is not judged, so that it is tried again.
     ///
     /// # Errors
     /// If the records cannot be written.
     pub fn forget_failed(&mut self) -> Result<()> {
-        self.attacks.retain(|record| record.result.is_ok());
-        self.tasks.retain(|record| record.result.is_ok());
-        let attacks = self.attacks.iter().cloned().map(Line::Attack);
-        let verdicts = self.verdicts.values().cloned().map(Line::Verdicts);
-        let lines = attacks.chain(verdicts).chain(self.tasks.iter().cloned().map(Line::Task));
         let path = self.folder.join(RECORDS);
-        let text = lines.map(|line| json_line(&path, &line)).collect::<Result<String>>()?;
+        let Some(journal) = &mut self.journal else { return Err(read_only(&self.folder)) };
+        self.records.forget_failed();
+        let text = self.records.lines().map(|line| line.text(&path)).collect::<Result<String>>()?;
         files::write(&path, text.as_bytes())?;
-        self.file = OpenOptions::new().append(true).open(&path).map_err(|error| Error::io(&path, error))?;
+        journal.length = text.len() as u64;
+        journal.file = append(&path, journal.length)?;
         Ok(())
     }
 
     fn write(&mut self, line: Line) -> Result<()> {
         let path = self.folder.join(RECORDS);
-        let text = json_line(&path, &line)?;
-        self.file.write_all(text.as_bytes()).map_err(|error| Error::io(&path, error))?;
-        self.hold(line);
+        let Some(journal) = &mut self.journal else { return Err(read_only(&self.folder)) };
+        let text = line.text(&path)?;
+        self.records.hold(line).map_err(|why| Error::file(&path, why))?;
+        if let Err(error) = journal.file.write_all(text.as_bytes()) {
+            // Half a line would make one with the next.
+            let _ = journal.file.set_len(journal.length);
+            return Err(Error::io(&path, error));
+        }
+        journal.length += text.len() as u64;
         Ok(())
     }
 
-    fn hold(&mut self, line: Line) {
-        match line {
-            Line::Attack(record) => self.attacks.push(record),
-            Line::Task(record) => self.tasks.push(record),
-            Line::Verdicts(record) => {
-                let key = (record.attack.clone(), record.case.clone(), record.judge.clone());
-                self.verdicts.insert(key, record);
-            }
+    /// A case is the same in every attack of an evaluation.
+    fn check_cases(&self, cases: &[Case]) -> Result<()> {
+        for case in cases {
+            let mut others = self.attacks().iter().filter(|record| record.case.id == case.id && record.case != *case);
+            let Some(other) = others.next() else { continue };
+            let differing = differences(&json!(other.case), &json!(case), &[]).join("; ");
+            let message = format!(
+                "the case {:?} has a record of the attack {:?} in which it is another: {differing}; go on with the same \
+                 cases, or in another folder",
+                case.id, other.attack
+            );
+            return Err(Error::file(self.folder.join(RECORDS), message));
         }
-    }
-
-    fn check_attack(&self, name: &str, settings: &Value) -> Result<()> {
-        let known = self.attacks.iter().find(|record| record.attack == name).map(|record| &record.settings);
-        self.check_settings("attack", name, known, settings)
-    }
-
-    fn check_task(&self, name: &str, settings: &Value) -> Result<()> {
-        let known = self.tasks.iter().find(|record| record.task == name).map(|record| &record.settings);
-        self.check_settings("task", name, known, settings)
+        Ok(())
     }
 
     fn check_settings(&self, what: &str, name: &str, known: Option<&Value>, settings: &Value) -> Result<()> {
@@ -395,29 +340,77 @@ impl Evaluation {
     }
 }
 
+/// The lock of a folder, which is made if it is not there. It is free again once the file is closed.
+fn lock(folder: &Path) -> Result<File> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let path = folder.join(LOCK);
+    let at = |error| Error::io(&path, error);
+    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at)?;
+    match fs4::FileExt::try_lock(&file) {
+        Ok(()) => Ok(file),
+        Err(fs4::TryLockError::WouldBlock) => Err(Error::file(
+            folder,
+            "another process is at work on the evaluation in this folder; wait for it, or choose another folder",
+        )),
+        Err(fs4::TryLockError::Error(error)) => Err(at(error)),
+    }
+}
+
+/// The file to add lines to, what was cut off behind its whole lines being dropped.
+fn append(path: &Path, whole: u64) -> Result<File> {
+    let at = |error| Error::io(path, error);
+    let file = OpenOptions::new().create(true).append(true).open(path).map_err(at)?;
+    file.set_len(whole).map_err(at)?;
+    Ok(file)
+}
+
+fn read_only(folder: &Path) -> Error {
+    Error::file(folder, "the evaluation was opened to be read; Evaluation::open opens one to add to")
+}
+
+/// What an attack returned, if a report can be made of it: JSON has no numbers that are not finite.
+fn checked(trajectory: Trajectory) -> std::result::Result<Trajectory, String> {
+    let (attempts, offered) = (trajectory.attempts.len(), trajectory.offered);
+    if attempts == 0 {
+        return Err("the attack made no attempt; at least one is needed".into());
+    }
+    if offered >= attempts {
+        return Err(format!("the attack offers attempt {offered}, of {attempts} from 0"));
+    }
+    if !trajectory.is_finite() {
+        return Err("a loss is not a finite number".into());
+    }
+    Ok(trajectory)
+}
+
+/// Items together; if that fails one by one, so that only those fail that must.
+fn measured(
+    task: &mut dyn UtilityTask,
+    subject: &Subject,
+    items: &[usize],
+    ids: &[String],
+) -> Vec<std::result::Result<ItemRecord, (String, String)>> {
+    let failed = |item: &usize, why: String| Err((ids[*item].clone(), why));
+    match task.measure(subject, items) {
+        Ok(found) if found.iter().map(|one| &one.id).eq(items.iter().map(|item| &ids[*item])) => {
+            found.into_iter().map(finite).collect()
+        }
+        Ok(found) => {
+            let found: Vec<String> = found.into_iter().map(|one| one.id).collect();
+            let why = format!("the task was asked for {} items in their order and returned {found:?}", items.len());
+            items.iter().map(|item| failed(item, why.clone())).collect()
+        }
+        Err(error) if items.len() == 1 => vec![failed(&items[0], error.to_string())],
+        Err(_) => items.iter().flat_map(|item| measured(task, subject, &[*item], ids)).collect(),
+    }
+}
+
 /// JSON has no other numbers.
 fn finite(item: ItemRecord) -> std::result::Result<ItemRecord, (String, String)> {
     match item.numbers.iter().find(|(_, (value, weight))| !value.is_finite() || !weight.is_finite()) {
         Some((name, (value, _))) => Err((item.id.clone(), format!("{name} is {value}, not a finite number"))),
         None => Ok(item),
     }
-}
-
-fn json_line(path: &Path, line: &Line) -> Result<String> {
-    let text = serde_json::to_string(line).map_err(|error| Error::file(path, error.to_string()))?;
-    Ok(text + "\n")
-}
-
-/// The records of a file, and how many bytes they fill: a last line that was cut off is left out.
-fn read_lines(path: &Path) -> Result<(Vec<Line>, u64)> {
-    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
-    let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let lines = bytes[..whole].split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty());
-    let parse = |(at, line): (usize, &[u8])| {
-        serde_json::from_slice(line)
-            .map_err(|error| Error::file(path, format!("line {}: not a record of an evaluation: {error}", at + 1)))
-    };
-    Ok((lines.map(parse).collect::<Result<_>>()?, whole as u64))
 }
 
 fn check_unique<'a>(ids: impl Iterator<Item = &'a str>) -> Result<()> {
@@ -430,17 +423,12 @@ fn check_unique<'a>(ids: impl Iterator<Item = &'a str>) -> Result<()> {
     Ok(())
 }
 
-/// An error that names the first field in which two setups differ.
+/// An error that names the fields in which two setups differ.
 fn check_same(path: &Path, was: &Setup, is: &Setup) -> Result<()> {
-    if was == is {
+    let differing = was.differences(is);
+    if differing.is_empty() {
         return Ok(());
     }
-    let value = |setup: &Setup| serde_json::to_value(setup).unwrap_or_default();
-    let (was, is) = (value(was), value(is));
-    let fields = is.as_object().into_iter().flat_map(|fields| fields.iter());
-    let differing = fields.filter(|(name, value)| was.get(name.as_str()) != Some(value));
-    let differing: Vec<String> =
-        differing.map(|(name, value)| format!("{name} was {} and is {value}", was[name.as_str()])).collect();
     let message = format!("the folder holds another evaluation: {}; choose another folder", differing.join("; "));
     Err(Error::file(path, message))
 }

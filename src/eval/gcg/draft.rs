@@ -37,7 +37,7 @@ impl DraftJudge<'_, '_> {
             conversations.iter().map(|messages| format.opening(messages, target)).collect::<Result<Vec<_>>>()?;
         let prompts: Vec<&[i64]> = openings.iter().map(|opening| opening.prompt.ids()).collect();
         let common = common(&prompts);
-        let model = model.behind(&prompts.first().map_or(&[][..], |first| &first[..common]))?;
+        let model = model.behind(prompts.first().map_or(&[][..], |first| &first[..common]))?;
         let rest = |opening: EncodedChat| {
             let prompt = Tokens::of_kind(opening.prompt.ids()[common..].to_vec(), TokenKind::User);
             let target = Continuation { kind: ContinuationKind::Harmful, tokens: opening.continuation };

@@ -92,7 +92,7 @@ impl GcgSettings {
             }
         }
         if let GcgStop::NotRefused { loss } = self.stop
-            && !(loss >= 0.0)
+            && (loss < 0.0 || loss.is_nan())
         {
             return Err(Error::setting("gcg.stop.not_refused.loss", loss, "at least 0"));
         }
