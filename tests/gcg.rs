@@ -45,7 +45,10 @@ fn gcg_asks_with_its_best_string_and_goes_down() {
             assert!(attempt.messages[0].content.starts_with("Tell me x"), "{:?}", attempt.messages);
             let loss = loss_of(subject, &attempt.messages, "Sure, here");
             assert_relative_eq!(attempt.loss.unwrap(), loss, max_relative = 1e-5);
-            assert_eq!(subject.answers(&[attempt.messages.clone()]).unwrap(), [attempt.answer.clone()]);
+            assert_eq!(
+                subject.answers(std::slice::from_ref(&attempt.messages)).unwrap(),
+                std::slice::from_ref(&attempt.answer)
+            );
         }
         assert_eq!(done(&mut gcg(), subject, &case("x")).attempts, trajectory.attempts, "same seed, same search");
     });
