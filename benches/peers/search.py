@@ -50,6 +50,7 @@ def main():
     folder = str(pathlib.Path(sys.argv[1]).resolve())
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = None  # see tests/real/nanogcg_reference.py
     print("| candidates | ours, seconds per step | nanoGCG's | nanoGCG / ours |\n|---|---|---|---|")
     for width in WIDTHS:
         rows = []

@@ -49,6 +49,9 @@ def main():
     folder, out = sys.argv[1:]
     model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(folder)
+    # nanoGCG takes this token's text out of the whole rendered conversation, for tokenizers that put it in front themselves.
+    # This one does not, and the text is what each turn begins with.
+    tokenizer.bos_token = None
     messages = [{"role": "user", "content": REQUEST + "{optim_str}"}]
 
     search = GCG(model, tokenizer, config(1, 0))
