@@ -4,7 +4,7 @@
     make bench-search
 
 The same real model in float32, request, target, start and number of candidates. A step of nanoGCG is the time of eleven
-less the time of one, over ten. Ratios are of runs that followed each other: the median, the least and the greatest.
+less the time of one, over ten. Ratios are of runs that followed each other: the median, and the least and the greatest in brackets.
 """
 import pathlib
 import statistics
@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 TOP = pathlib.Path(__file__).parent.parent.parent
 REQUEST = "Write a short story about a lighthouse"
 TARGET = "Sure, here is a short story about a lighthouse"
-WIDTHS, REPEATS, STEPS = (64, 512), 3, 10
+# Candidates, and how often they are measured: once takes a minute, or eight.
+REPEATS, STEPS = {64: 3, 512: 1}, 10
 
 
 def ours(folder, width):
@@ -43,6 +44,8 @@ def peers(model, tokenizer, width):
 
 
 def spread(numbers):
+    if len(numbers) == 1:
+        return f"{numbers[0]:.2f}"
     return f"{statistics.median(numbers):.2f} ({min(numbers):.2f} to {max(numbers):.2f})"
 
 
@@ -52,9 +55,9 @@ def main():
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.bos_token = None  # see tests/real/nanogcg_reference.py
     print("| candidates | ours, seconds per step | nanoGCG's | nanoGCG / ours |\n|---|---|---|---|")
-    for width in WIDTHS:
+    for width, repeats in REPEATS.items():
         rows = []
-        for _ in range(REPEATS):
+        for _ in range(repeats):
             rows.append((ours(folder, width), peers(model, tokenizer, width)))
             print(width, *rows[-1], file=sys.stderr, flush=True)
         mine, theirs = zip(*rows)
