@@ -129,6 +129,14 @@ impl Error {
         self
     }
 
+    /// The same error with another name for the setting that it is about.
+    pub(crate) fn with_field(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let ErrorKind::Setting { field, .. } = &mut *self.kind {
+            *field = name(field);
+        }
+        self
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>, source: io::Error) -> Self {
         ErrorKind::Io { path: path.into(), source }.into()
     }

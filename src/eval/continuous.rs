@@ -10,7 +10,6 @@ use super::{
     embedding::{Measurement, attack_examples},
     prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
     requirements::{can_be_asked, has_a_target},
-    settings::renamed,
 };
 use crate::{
     AttackSettings, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation, Message, Pgd, Region,
@@ -52,8 +51,9 @@ impl ContinuousSettings {
         if self.name.trim().is_empty() {
             return Err(Error::setting("embedding.name", format!("{:?}", self.name), "a text"));
         }
-        let inside =
-            |error| renamed(error, |field| format!("embedding.{}", field.replacen("attack_settings", "around", 1)));
+        let inside = |error: Error| {
+            error.with_field(|field| format!("embedding.{}", field.replacen("attack_settings", "around", 1)))
+        };
         self.attack.validate().map_err(inside)?;
         self.around.validate().map_err(inside)?;
         self.around.check_restarts(&self.attack).map_err(inside)?;

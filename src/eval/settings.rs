@@ -8,7 +8,7 @@ use super::{
     autodan::AutoDanSettings, continuous::ContinuousSettings, direct::DirectSettings, endpoint::EndpointSettings,
     gcg::GcgSettings, pair::PairSettings,
 };
-use crate::{AttackSettings, Error, ErrorKind, Iterate, Pgd, Result, ThreatModel, TokenSearchSettings, files};
+use crate::{AttackSettings, Error, Iterate, Pgd, Result, ThreatModel, TokenSearchSettings, files};
 
 /// How each attack of an evaluation searches, and how answers are made. One TOML file holds it.
 ///
@@ -81,7 +81,7 @@ impl EvaluationSettings {
                     ..full.gcg
                 },
                 autodan: AutoDanSettings { steps: 10, population: 16, ..full.autodan },
-                pair: PairSettings { streams: 4, steps: 2, ..full.pair },
+                pair: PairSettings { streams: 4, steps: 2, retries: 1, ..full.pair },
                 ..full
             },
         }
@@ -102,7 +102,7 @@ impl EvaluationSettings {
             let allowed = "0: words are given in the section prefill";
             return Err(Error::setting("direct.prefill", self.direct.prefill, allowed));
         }
-        self.prefill.validate().map_err(|error| renamed(error, |field| field.replacen("direct", "prefill", 1)))?;
+        self.prefill.validate().map_err(|error| error.with_field(|field| field.replacen("direct", "prefill", 1)))?;
         if self.prefill.prefill == 0 {
             return Err(Error::setting("prefill.prefill", 0, "at least 1"));
         }
@@ -117,7 +117,7 @@ impl EvaluationSettings {
         let mut names = vec!["direct", "prefill", "gcg", "autodan", "autodan-hga", "pair"];
         for (at, settings) in self.embedding.iter().enumerate() {
             let section = format!("embedding[{at}]");
-            settings.validate().map_err(|error| renamed(error, |field| field.replacen("embedding", &section, 1)))?;
+            settings.validate().map_err(|error| error.with_field(|field| field.replacen("embedding", &section, 1)))?;
             let name = settings.name.as_str();
             if names.contains(&name) {
                 let allowed = "a name that no other attack has";
@@ -173,14 +173,6 @@ fn embedding(threat: &ThreatModel) -> Vec<ContinuousSettings> {
             seed: 0,
         },
     ]
-}
-
-/// The error with another name for the setting that it is about.
-pub(super) fn renamed(error: Error, name: impl FnOnce(&str) -> String) -> Error {
-    match error.kind() {
-        ErrorKind::Setting { field, value, allowed } => Error::setting(name(field), value, allowed),
-        _ => error,
-    }
 }
 
 #[cfg(test)]
