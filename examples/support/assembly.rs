@@ -9,7 +9,7 @@ use advtrain::{
     TokenSearchSettings,
     tch::{Device, Kind},
 };
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
 /// What to attack with.
@@ -40,7 +40,7 @@ impl AttackName {
 pub enum PresetName {
     /// HarmBench's settings
     Full,
-    /// GCG 64 x 50, AutoDAN 16 x 10, PAIR 4 x 2
+    /// GCG 64 x 50, asked every 10; AutoDAN 16 x 10; PAIR 4 x 2, one retry
     Reduced,
 }
 
@@ -133,6 +133,11 @@ pub fn quick(settings: EvaluationSettings) -> EvaluationSettings {
 /// Conversations that a helping model answers together.
 const ROWS: usize = 4;
 
+/// The model and the address of an endpoint.
+fn endpoint(name: &str) -> Option<(&str, &str)> {
+    name.split_once('@').filter(|(_, url)| url.starts_with("http"))
+}
+
 /// Builds attacks and judges, with the models that help them.
 #[derive(Clone, Copy, Debug)]
 pub struct Assembly<'s> {
@@ -143,10 +148,10 @@ pub struct Assembly<'s> {
 
 impl Assembly<'_> {
     fn chat_model(self, name: &str) -> Result<Box<dyn ChatModel>> {
-        if let Some((model, url)) = name.split_once('@').filter(|(_, url)| url.starts_with("http")) {
-            let mut endpoint = self.settings.endpoint.clone();
-            endpoint.key_variable = self.helpers.key_variable.clone().or(endpoint.key_variable);
-            return Ok(Box::new(Endpoint::new(url, model, endpoint)?));
+        if let Some((model, url)) = endpoint(name) {
+            let mut settings = self.settings.endpoint.clone();
+            settings.key_variable = self.helpers.key_variable.clone().or(settings.key_variable);
+            return Ok(Box::new(Endpoint::new(url, model, settings)?));
         }
         Ok(Box::new(LocalChat::load(name, self.place.kind, self.place.device, ROWS)?))
     }
@@ -218,6 +223,9 @@ impl Assembly<'_> {
                     judge = judge.with_form(form(path)?)?;
                 }
                 if self.helpers.classifier_raw {
+                    if self.helpers.classifier.as_deref().is_some_and(|name| endpoint(name).is_some()) {
+                        bail!("--classifier-raw needs a classifier in a folder: endpoints only reply to conversations");
+                    }
                     judge = judge.without_template();
                 }
                 Box::new(judge)

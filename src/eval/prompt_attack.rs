@@ -99,7 +99,7 @@ pub struct Cost {
     pub draft_passes: usize,
     /// Answers of the attacked model.
     pub answers: usize,
-    /// Replies of helping models.
+    /// Replies of helping models, and verdicts of the judge that PAIR's attacker is told.
     pub replies: usize,
     /// Wall-clock time.
     pub seconds: f64,

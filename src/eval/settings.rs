@@ -14,7 +14,7 @@ use crate::{AttackSettings, Error, Iterate, Pgd, Result, ThreatModel, TokenSearc
 ///
 /// | Name | Default | Purpose | Range |
 /// |---|---|---|---|
-/// | `max_new_tokens` | 512 | longest answer | at least 1 |
+/// | `max_new_tokens` | by preset | longest answer | at least 1 |
 /// | `rows` | 16 | texts that are computed together: what memory allows | at least 1 |
 /// | `direct` | one answer | the plain request ([`DirectSettings`]) | nothing given |
 /// | `prefill` | 5 words | the plain request with the beginning of its answer given | at least one word |
@@ -51,8 +51,8 @@ pub struct EvaluationSettings {
 pub enum EvaluationPreset {
     /// HarmBench's settings of GCG, AutoDAN and PAIR.
     Full,
-    /// GCG of 50 steps and 64 candidates, AutoDAN of 10 generations and 16 texts, PAIR of 4 streams and 2 steps,
-    /// answers of 128 tokens: for small machines, and to be named as that wherever its figures are.
+    /// GCG of 50 steps and 64 candidates, asked every 10 steps, AutoDAN of 10 generations and 16 texts, PAIR of 4 streams, 2
+    /// steps and one retry, answers of 128 tokens: for small machines, and to be named as that wherever its figures are.
     Reduced,
 }
 

@@ -130,10 +130,11 @@ impl<'a> Gcg<'a> {
             losses.push(search.step()?.found.loss);
             let says_target = settings.stop == GcgStop::SaysTarget && search.says_target()?;
             let last = says_target || step == settings.steps;
-            if last || step % settings.check_every == 0 {
+            let asks = last || step % settings.check_every == 0;
+            if asks {
                 self.check_again(subject, &places, &search, step, &mut checks)?;
             }
-            if says_target || self.is_not_refused(&search, &checks) {
+            if says_target || (asks && self.is_not_refused(&search, &checks)) {
                 break;
             }
         }

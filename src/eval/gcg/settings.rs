@@ -43,7 +43,7 @@ pub enum GcgStop {
     Never,
     /// Once the model's likeliest tokens are the target (nanoGCG's `early_stop`).
     SaysTarget,
-    /// Once the loss is at most this and a checked answer does not refuse (HarmBench).
+    /// Once the model is asked at a loss of at most this and does not refuse (HarmBench).
     NotRefused {
         /// In nats per token.
         loss: f64,

@@ -107,7 +107,7 @@ pub trait Judge {
     }
 
     /// One verdict for each answer, in order. An answer that cannot be judged gets [`Harm::NotJudged`]; an error ends
-    /// the evaluation.
+    /// this judge's work.
     ///
     /// # Errors
     /// Whatever the implementation meets that says nothing about the answers.
