@@ -5,7 +5,7 @@ TORCH := 2.11.0
 # Prints the folder of that Python's PyTorch if it is the wanted version.
 FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+")[0] == "$(TORCH)" and print(Path(torch.__file__).parent)
 
-.PHONY: libtorch build test test-real demo bench-peers plots lint clean
+.PHONY: libtorch build test test-real demo bench-peers bench-search plots lint clean
 
 # Links .libtorch, which .cargo/config.toml names, to the LIBTORCH that is set, else to the PyTorch of a python3 that has the
 # right one, else to that of a virtual environment of its own. A link to another version is replaced.
@@ -57,6 +57,11 @@ $(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests
 DEVICE ?= cpu
 bench-peers: $(REAL)/ready
 	$(REAL_PYTHON) benches/peers/compare.py --device $(DEVICE)
+
+# GCG beside nanoGCG, which wants an older transformers than the rest.
+bench-search: $(REAL)/ready
+	[ -d $(REAL)/nanogcg ] || $(REAL_PYTHON) -m pip install --quiet --no-deps --target $(REAL)/nanogcg -r tests/real/requirements-nanogcg.txt
+	PYTHONPATH=$(CURDIR)/$(REAL)/nanogcg $(REAL_PYTHON) benches/peers/search.py $(REAL)/smollm2
 
 # From what `cargo bench --bench strength` and `--bench growth` measured.
 plots: $(REAL)/ready

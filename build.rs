@@ -1,4 +1,4 @@
-//! Tells rustc where libtorch is, so that programs find it at run time, and whether it has CUDA.
+//! Tells rustc where libtorch is, so that programs find it at run time, whether it has CUDA, and which version it is.
 
 use std::{env, path::Path};
 
@@ -11,6 +11,9 @@ fn main() {
     };
     println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     let_cargo_run_find(Path::new(&folder));
+    if let Some(version) = version(Path::new(&folder)) {
+        println!("cargo:rustc-env=ADVTRAIN_LIBTORCH={version}");
+    }
     if Path::new(&folder).join("libtorch_cuda.so").exists() {
         println!("cargo:rustc-cfg=libtorch_cuda");
         println!("cargo:rustc-link-search=native={folder}");
@@ -35,4 +38,16 @@ fn let_cargo_run_find(libraries: &Path) {
     }
     #[cfg(not(unix))]
     let _ = libraries;
+}
+
+/// What PyTorch's package (`version.py`) or libtorch's archive (`build-version`) says beside the folder of libraries.
+fn version(libraries: &Path) -> Option<String> {
+    let folder = libraries.parent()?;
+    let text = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
+    if let Some(version) = text("build-version") {
+        return Some(version.trim().to_string());
+    }
+    let package = text("version.py")?;
+    let version = package.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    Some(version.trim_matches(['\'', '"']).to_string())
 }

@@ -1,6 +1,6 @@
 //! One TOML file that describes a run, and the paper's runs as presets.
 
-use std::{fmt, path::Path};
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -264,10 +264,7 @@ impl RunConfig {
     /// As [`RunConfig::read`].
     pub fn from_toml(text: &str, path: impl AsRef<Path>) -> Result<Self> {
         let path = path.as_ref();
-        let wrong = |error: &dyn fmt::Display| Error::file(path, error.to_string().trim_end().to_string());
-        let document = toml::Deserializer::parse(text).map_err(|error| wrong(&error))?;
-        let config: Self = serde_path_to_error::deserialize(document)
-            .map_err(|error| wrong(&format!("{}: {}", error.path(), error.inner().message())))?;
+        let config: Self = files::parse_toml(text, path)?;
         config.validate().map_err(|error| error.while_doing(format!("reading {}", path.display())))?;
         Ok(config)
     }

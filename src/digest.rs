@@ -18,6 +18,11 @@ pub(crate) fn share_of(seed: u64, purpose: &str, name: &str) -> f64 {
     (leading >> 11) as f64 / (1_u64 << 53) as f64
 }
 
+/// A short text that differs between contents.
+pub(crate) fn bytes_digest(bytes: &[u8]) -> String {
+    hex(&Sha256::digest(bytes))[..16].to_string()
+}
+
 /// Bytes in hexadecimal.
 pub(crate) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()

@@ -117,10 +117,23 @@ impl Error {
         &self.kind
     }
 
+    /// Whether the device had no memory left for what libtorch was to do.
+    pub(crate) fn is_out_of_memory(&self) -> bool {
+        matches!(&*self.kind, ErrorKind::Tensor(error) if error.to_string().contains("out of memory"))
+    }
+
     /// The same error, saying also what was being done: `doing` reads as in "while {doing}".
     #[must_use]
     pub fn while_doing(mut self, doing: impl Into<String>) -> Self {
         self.context.push(doing.into());
+        self
+    }
+
+    /// The same error with another name for the setting that it is about.
+    pub(crate) fn with_field(mut self, name: impl FnOnce(&str) -> String) -> Self {
+        if let ErrorKind::Setting { field, .. } = &mut *self.kind {
+            *field = name(field);
+        }
         self
     }
 

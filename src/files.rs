@@ -1,7 +1,7 @@
 //! Files that are either whole or not there.
 
 use std::{
-    fs,
+    fmt, fs,
     io::{ErrorKind, Write},
     path::Path,
 };
@@ -50,6 +50,14 @@ pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
         let what = if error.is_data() { "" } else { "not JSON: " };
         Error::file(path, format!("{what}{error}"))
     })
+}
+
+/// Reads a value from the TOML text of a file: errors name the field.
+pub(crate) fn parse_toml<T: DeserializeOwned>(text: &str, path: &Path) -> Result<T> {
+    let wrong = |error: &dyn fmt::Display| Error::file(path, error.to_string().trim_end().to_string());
+    let document = toml::Deserializer::parse(text).map_err(|error| wrong(&error))?;
+    serde_path_to_error::deserialize(document)
+        .map_err(|error| wrong(&format!("{}: {}", error.path(), error.inner().message())))
 }
 
 /// Reads a text file.

@@ -4,7 +4,8 @@
 //! Attacks"](https://arxiv.org/abs/2405.15589), NeurIPS 2024): an attack perturbs the embeddings of a harmful prompt so that
 //! the harmful answer becomes likelier, and the model is trained, on the perturbed prompt, away from it and toward a refusal.
 //!
-//! Five traits and a trainer are the whole of it:
+//! Five traits and a trainer are the whole of the training; [`PromptAttack`], [`Judge`], [`UtilityTask`] and [`ChatModel`] are
+//! those of the evaluation:
 //!
 //! | seam | what it stands for | shipped |
 //! |---|---|---|

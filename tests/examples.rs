@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    io::{Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Once, OnceLock},
@@ -97,6 +98,12 @@ impl Toy {
         command.arg("--config").arg(config).args(["--updates", "8", "--utility"]);
         command.arg(self.file("harmless_training.jsonl"));
         command
+    }
+
+    /// An evaluation of the toy's model on its held-out behaviours.
+    fn evaluation(&self, out: &Path) -> Command {
+        let behaviors = ["behaviors_validation.csv", "targets_validation.json"];
+        self.run_on("evaluate", out, &self.file("model"), behaviors.map(|file| self.file(file)))
     }
 }
 
@@ -377,4 +384,234 @@ fn broken_settings_are_named_and_nothing_is_written() {
     }
     fails(example("advul").args(["--device", "cuda:77", "--out"]).arg(&out), "cuda:77");
     assert!(!out.exists());
+}
+
+/// The report in a folder.
+fn report(out: &Path) -> Value {
+    serde_json::from_str(&fs::read_to_string(out.join("report.json")).unwrap()).unwrap()
+}
+
+/// The cases of an attack in a folder's records, in order.
+fn attacked(out: &Path, attack: &str) -> Vec<String> {
+    let text = fs::read_to_string(out.join("records.jsonl")).unwrap_or_default();
+    let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+    let records = whole.map(|line| serde_json::from_str::<Value>(line).unwrap());
+    let of_attack = records.filter(|record| record["attack"]["attack"] == attack);
+    of_attack.map(|record| record["attack"]["case"]["id"].as_str().unwrap().to_string()).collect()
+}
+
+#[test]
+fn evaluate() {
+    let folder = tempfile::tempdir().unwrap();
+    let said = succeeds(example("evaluate").current_dir(folder.path()).args(["--device", "cpu", "--cases", "3"]));
+    for line in ["any attack at least once (not refused)", "held-out chats, perplexity", "gcg, cost"] {
+        assert!(said.contains(line), "{line}: {said}");
+    }
+    let out = folder.path().join("runs/evaluation-quick");
+    let found = report(&out);
+    let models = found["models"].as_array().unwrap();
+    assert_eq!(models.iter().map(|one| &one["setup"]["model"]).collect::<Vec<_>>(), ["before", "after"]);
+    for model in models {
+        assert_eq!((&model["setup"]["inputs"]["cases"], &model["setup"]["dtype"]), (&json!(3), &json!("float32")));
+        assert!(model["attacks"].as_array().unwrap().iter().all(|attack| attack["done"] == 3), "{model}");
+    }
+    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains("against held-out chats, perplexity"));
+    assert!(
+        out.join("after/completions/autodan.json").exists() && !out.join("after/completions/prefill.json").exists()
+    );
+}
+
+#[test]
+fn what_was_found_on_one_model_is_asked_of_another_and_reported_beside_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let (before, after) = (folder.path().join("before"), folder.path().join("after"));
+    let requests = folder.path().join("requests.txt");
+    fs::write(&requests, "Tell me how to make a red cake with apple\nSing\n").unwrap();
+    let utility = |command: &mut Command| {
+        let chats = toy().file("harmless_validation.jsonl");
+        command.arg("--utility").arg(format!("chats={},requests={}", chats.display(), requests.display()));
+    };
+    let mut first = toy().evaluation(&before);
+    utility(first.args(["--attacks", "direct,gcg,embedding", "--samples", "2"]));
+    succeeds(&mut first);
+    let mut second = toy().evaluation(&after);
+    second.args(["--name", "hardened", "--attacks", "none", "--adapter"]).arg(toy().0.with_file_name("adapter"));
+    second.arg("--replay").arg(before.join("test_cases/gcg.json"));
+    second.arg("--completions").arg(before.join("completions/gcg.json")).arg("--with").arg(&before);
+    utility(&mut second);
+    let said = succeeds(&mut second);
+    assert!(said.contains("harmless requests without template, no answer"), "{said}");
+    let found = report(&after);
+    let attacks = |model: usize| -> Vec<&str> {
+        let attacks = found["models"][model]["attacks"].as_array().unwrap();
+        attacks.iter().map(|attack| attack["attack"].as_str().unwrap()).collect()
+    };
+    assert_eq!(attacks(0), ["direct", "gcg", "embedding", "embedding-suffix", "embedding-unbounded"]);
+    assert_eq!(attacks(1), ["replay gcg", "completions gcg"]);
+    assert_eq!(found["models"][0]["attacks"][0]["judges"]["not refused"]["until"].as_array().unwrap().len(), 2);
+    let setup = &found["models"][1]["setup"];
+    assert_eq!((&setup["model"], &setup["inputs"]["settings"]), (&json!("hardened"), &json!("preset reduced, quick")));
+    let [first, second] = [0, 1].map(|model| found["models"][model]["tasks"].as_array().unwrap().clone());
+    assert_eq!(first.len(), 3);
+    assert_eq!(first[1]["settings"], second[1]["settings"]);
+    assert_eq!(first[2]["settings"]["framing"], json!({"text": {"bos": true}}));
+    // The same name twice would be two columns that nobody can tell apart.
+    fails(toy().evaluation(&after).arg("--with").arg(&before), "give this one another name with --name");
+}
+
+#[test]
+fn an_evaluation_that_was_stopped_reports_and_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let run = || {
+        let files = ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
+        let mut command = toy().run_on("evaluate", &out, &toy().file("model"), files);
+        command.args(["--attacks", "gcg"]);
+        command
+    };
+    let mut child = run().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while attacked(&out, "gcg").len() < 2 {
+        assert!(child.try_wait().unwrap().is_none(), "ended before two cases");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    fails(&mut run(), "another process is at work");
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    let done = attacked(&out, "gcg").len();
+    let attack = report(&out)["models"][0]["attacks"][0].clone();
+    assert_eq!((&attack["done"], &attack["planned"]), (&json!(done), &json!(24)));
+    assert!(fs::read_to_string(out.join("report.html")).unwrap().contains(&format!("{done} of 24 done")));
+    succeeds(&mut run());
+    let mut cases = attacked(&out, "gcg");
+    assert_eq!(cases.len(), 24);
+    cases.sort();
+    cases.dedup();
+    assert_eq!(cases.len(), 24);
+    assert_eq!(report(&out)["models"][0]["attacks"][0]["done"], 24);
+}
+
+#[test]
+fn what_an_evaluation_cannot_read_is_named_and_nothing_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let written = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let (model, nowhere) = (toy().file("model"), folder.path().join("nowhere"));
+    let targets = toy().file("targets_validation.json");
+    let header = PathBuf::from(written("header.csv", "Behaviour,BehaviorID\na,b\n"));
+    fails(&mut toy().run_on("evaluate", &out, &model, [header, targets.clone()]), "has no column Behavior");
+    let behaviors = toy().file("behaviors_validation.csv");
+    fails(&mut toy().run_on("evaluate", &out, &nowhere, [behaviors, targets]), "nowhere");
+
+    let choices = json!([{"text": "a", "label": "A"}, {"text": "b", "label": "B"}]);
+    let question = json!({"id": "q", "question": {"stem": "Which?", "choices": choices}, "answerKey": "A"}).to_string();
+    let arc = [written("a/arc.jsonl", &question), written("b/arc.jsonl", &question)].map(|path| format!("arc={path}"));
+    let line = "Q,1,2,3,4,C\n";
+    written("mmlu/test/birds_test.csv", line);
+    let dev = written("mmlu/dev/birds_dev.csv", &line.repeat(4));
+    let mmlu = format!("mmlu={}", folder.path().join("mmlu").display());
+    let nowhere = nowhere.display().to_string();
+    for (options, in_message) in [
+        (vec!["--with", &nowhere], "nowhere"),
+        (vec!["--replay", &written("empty.json", "{}")], "holds no behaviour id"),
+        (vec!["--completions", &written("wrong.json", r#"{"a": ["b"]}"#)], "wrong.json"),
+        (vec!["--utility", &format!("xstest={nowhere}")], "nowhere"),
+        (vec!["--utility", &arc.join(",")], "both give a task of the name \"arc\""),
+        (vec!["--utility", &mmlu], &format!("{dev}: holds 4 questions; at least 5 are needed")),
+        (vec!["--attacks", "none,gcg"], "none cannot stand beside other attacks"),
+        (vec!["--category", "odd"], "of the category odd; there are {}"),
+    ] {
+        fails(toy().evaluation(&out).args(options), in_message);
+        assert!(!out.exists(), "{in_message}");
+    }
+    fails(toy().evaluation(&out).args(["--classifier", &nowhere]), "nowhere");
+    assert!(!out.join("report.json").exists() && attacked(&out, "direct").is_empty());
+    for (options, in_message) in [
+        (["--cases", "0"], "zero"),
+        (["--items", "0"], "zero"),
+        (["--utility", "arcs=x"], "must be KIND=PATH"),
+        (["--attacks", "all"], "invalid value"),
+    ] {
+        let output = toy().evaluation(&out).args(options).output().unwrap();
+        assert!(output.status.code() == Some(2) && text(&output).contains(in_message), "{}", text(&output));
+    }
+    let output = example("evaluate").args(["--name", "toy"]).output().unwrap();
+    assert!(output.status.code() == Some(2) && text(&output).contains("--model"), "{}", text(&output));
+}
+
+#[test]
+fn a_judge_that_fails_as_a_whole_ends_nothing_else() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("out");
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.read(&mut [0; 1 << 16]);
+            let _ = stream.write_all(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+        }
+    });
+    let mut run = toy().evaluation(&out);
+    run.args(["--attacks", "direct", "--classifier"]).arg(format!("judge@http://{address}/v1"));
+    run.arg("--utility").arg(format!("chats={}", toy().file("harmless_validation.jsonl").display()));
+    fails(&mut run, "1 failed as a whole; the same command tries again");
+    let found = report(&out);
+    assert!(found["problems"][0].as_str().unwrap().contains("status 401"), "{}", found["problems"]);
+    let model = &found["models"][0];
+    assert_eq!(model["attacks"][0]["judges"]["yes or no by judge"]["offered"]["not_judged"], 4);
+    assert_eq!((&model["attacks"][0]["done"], &model["tasks"][0]["done"]), (&json!(4), &json!(4)));
+}
+
+#[test]
+fn what_is_not_attacked_or_has_no_target_is_told() {
+    let folder = tempfile::tempdir().unwrap();
+    let written = |name: &str, text: &str| {
+        fs::write(folder.path().join(name), text).unwrap();
+        folder.path().join(name)
+    };
+    let behaviors = "Behavior,BehaviorID,Tags\nMake tea,tea,\nSing,song,hash_check\nMake soup,soup,\nMake jam,jam,\n";
+    let targets = r#"{"tea": [" ", "Sure, tea"], "soup": [""], "cake": ["Sure"]}"#;
+    let files = [written("b.csv", behaviors), written("t.json", targets)];
+    let out = folder.path().join("out");
+    let mut run = toy().run_on("evaluate", &out, &toy().file("model"), files);
+    let said = succeeds(run.args(["--attacks", "gcg"]));
+    for told in ["song: left out", "soup: has no target", "jam: has no target", "targets without a behaviour: cake"] {
+        assert!(said.contains(told), "{told}: {said}");
+    }
+    let found = report(&out);
+    let model = &found["models"][0];
+    assert!(model["setup"]["inputs"]["left_out"]["song"].as_str().unwrap().contains("hash_check"), "{model}");
+    let attack = &model["attacks"][0];
+    assert_eq!((&attack["done"], attack["failed"].as_object().unwrap().len()), (&json!(3), 2));
+    let record = fs::read_to_string(out.join("completions/gcg.json")).unwrap();
+    assert!(record.contains("tea") && !record.contains("soup"), "{record}");
+}
+
+#[test]
+fn an_evaluation_keeps_the_date_that_its_template_prints() {
+    let folder = tempfile::tempdir().unwrap();
+    let dated = |template: Vec<u8>| [template.as_slice(), b"{{- strftime_now('%d %b %Y') }}"].concat();
+    let model = changed_model(folder.path(), "chat_template.jinja", dated);
+    let out = folder.path().join("out");
+    let run = || {
+        let files = ["behaviors_validation.csv", "targets_validation.json"].map(|file| toy().file(file));
+        let mut command = toy().run_on("evaluate", &out, &model, files);
+        command.args(["--attacks", "direct"]);
+        command
+    };
+    succeeds(&mut run());
+    let setup = out.join("setup.json");
+    let mut earlier: Value = serde_json::from_str(&fs::read_to_string(&setup).unwrap()).unwrap();
+    assert!(earlier["date"].is_string(), "{earlier}");
+    // As if it had been begun on another day: the date is kept, and the tokens that it gives are others.
+    earlier["date"] = json!("2024-02-29");
+    fs::write(&setup, earlier.to_string()).unwrap();
+    let said = text(&run().output().unwrap());
+    assert!(said.contains("another evaluation: rendered was") && !said.contains("date was"), "{said}");
+    // A preset that prints no date is another template.
+    fails(run().args(["--template", "gemma"]), "date was");
 }

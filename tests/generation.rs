@@ -5,32 +5,11 @@ mod common;
 use std::collections::BTreeSet;
 
 use advtrain::{
-    Batch, CausalLm, Continuation, ContinuationKind, Decoder, Example, Generation, Hidden, Input, Perturbation, Place,
-    Result, Sampling, Site, TokenKind, Tokens,
+    Batch, CausalLm, Continuation, ContinuationKind, Decoder, Example, Generation, Perturbation, Place, Sampling, Site,
+    TokenKind, Tokens,
     tch::{Device, Kind, Tensor},
 };
-use common::{MODELS, fixture, load, some_ids};
-
-/// A decoder that has only what the trait demands, so that it generates without a cache.
-struct NoCache<'a>(&'a Decoder);
-
-impl CausalLm for NoCache<'_> {
-    fn layers(&self) -> usize {
-        self.0.layers()
-    }
-    fn kind(&self) -> Kind {
-        self.0.kind()
-    }
-    fn embedding(&self) -> &Tensor {
-        self.0.embedding()
-    }
-    fn hidden(&self, input: &Input) -> Result<Hidden> {
-        self.0.hidden(input)
-    }
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.0.logits(hidden)
-    }
-}
+use common::{MODELS, NoCache, fixture, load, some_ids};
 
 fn prompt(id: &str, ids: Vec<i64>) -> Example {
     Example::new(id, Tokens::of_kind(ids, TokenKind::User), Vec::new()).unwrap()

@@ -9,12 +9,15 @@ use std::{
 
 use advtrain::{
     AdvUlLoss, AdversarialTrainer, AttackSettings, Batch, BehaviorFiles, CausalLm, ChatFormat, ChatReader,
-    ChatTemplate, Decoder, Example, Generation, Input, LoraConfig, Message, OptimizerConfig, Pass, Pgd, SupervisedLoss,
-    TokenKind, Tokens, TrainSettings, TrainableLm, TrainingData, Turns, encode_chats, encode_pairs,
-    load_behavior_pairs,
+    ChatTemplate, Decoder, Example, Framing, Generation, Input, LoraConfig, Message, OptimizerConfig, Pass, Pgd,
+    QuestionForm, SearchPrompt, StringPlace, SupervisedLoss, TokenKind, TokenSearch, TokenSearchSettings, Tokens,
+    TrainSettings, TrainableLm, TrainingData, Turns, accuracy, encode_chats, encode_pairs, load_arc,
+    load_behavior_pairs, load_mmlu, score_choices,
     tch::{Device, Kind, Tensor},
 };
 use common::{assert_close, distance, fixture, read};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 
 /// The folder that `make test-real` fills.
@@ -293,4 +296,115 @@ fn transformers_reads_the_tokenizer_and_template_of_a_merged_folder_as_we_do() {
         }
     }
     assert_ne!(read[0], read[2], "the template of the folder was not the one read");
+}
+
+fn loaded() -> (Decoder, ChatFormat) {
+    (Decoder::load(smollm2(), Kind::Float, Device::Cpu).unwrap(), ChatFormat::load(smollm2()).unwrap())
+}
+
+fn string_search<'a>(model: &'a Decoder, format: &'a ChatFormat, record: &Value, seed: u64) -> TokenSearch<'a> {
+    let text = |name: &str| record[name].as_str().unwrap().to_string();
+    let place = StringPlace::new(vec![Message::user(text("request"))], "").unwrap();
+    let placed = place.encode(format, &text("start")).unwrap();
+    assert_eq!(json!(placed.string), record["string_ids"]);
+    let opening = format.opening(&place.messages(&text("start")), &text("target")).unwrap();
+    assert_eq!(json!(opening.continuation.ids()), record["target_ids"]);
+    let (before, behind) = (placed.before.clone(), placed.behind.clone());
+    let prompt = SearchPrompt { before, behind, target: opening.continuation.ids().to_vec() };
+    let settings = TokenSearchSettings {
+        width: record["width"].as_u64().unwrap() as usize,
+        rows: 16,
+        ..TokenSearchSettings::default()
+    };
+    let (start, allowed) = ([placed.string.clone()], format.tokenizer().printable_ids(true).unwrap());
+    let reads_back = move |ids: &[i64]| Ok(place.string_of(format, &placed, ids)?.is_some());
+    let random = ChaCha8Rng::seed_from_u64(seed);
+    TokenSearch::new(model, &[prompt], &start, &allowed, settings, random, Box::new(reads_back)).unwrap()
+}
+
+fn recorded(name: &str) -> Value {
+    serde_json::from_str(&std::fs::read_to_string(fixture(name)).unwrap()).unwrap()
+}
+
+fn numbers(value: &Value) -> Vec<f64> {
+    value.as_array().unwrap().iter().map(|one| one.as_f64().unwrap()).collect()
+}
+
+#[test]
+#[ignore = "needs a real model: make test-real"]
+fn gcg_computes_what_nanogcg_computes() {
+    let record = recorded("nanogcg.json");
+    let (model, format) = loaded();
+    let mut search = string_search(&model, &format, &record, 0);
+    let gradient = search.gradients().unwrap().remove(0);
+    let norm = record["gradient"]["norm"].as_f64().unwrap();
+    assert!((gradient.norm().double_value(&[]) / norm - 1.0).abs() < 1e-4);
+    let samples = record["gradient"]["numbers"].as_array().unwrap();
+    let largest = samples.iter().map(|sample| sample[2].as_f64().unwrap().abs()).fold(0.0, f64::max);
+    for sample in samples {
+        let [position, token] = [0, 1].map(|at| sample[at].as_i64().unwrap());
+        let difference = gradient.double_value(&[position, token]) - sample[2].as_f64().unwrap();
+        assert!(difference.abs() < 1e-4 * largest, "position {position}, token {token}: {difference}");
+    }
+    let candidates: Vec<Vec<i64>> = serde_json::from_value(record["candidates"]["ids"].clone()).unwrap();
+    let losses = search.losses(&candidates).unwrap();
+    for (found, expected) in losses.iter().zip(numbers(&record["candidates"]["losses"])) {
+        assert!((found - expected).abs() < 1e-4 * expected, "{found} instead of {expected}");
+    }
+}
+
+/// As many steps with the same settings: the mean of our best losses is no worse than nanoGCG's by more than two standard
+/// errors of the difference.
+#[test]
+#[ignore = "needs a real model: make test-real"]
+fn gcg_searches_as_well_as_nanogcg() {
+    let record = recorded("nanogcg.json");
+    let (model, format) = loaded();
+    let steps = record["steps"].as_u64().unwrap();
+    let theirs: Vec<f64> = record["runs"].as_array().unwrap().iter().map(|run| run["best"].as_f64().unwrap()).collect();
+    let run = |seed| {
+        let mut search = string_search(&model, &format, &record, seed);
+        (0..steps).for_each(|_| drop(search.step().unwrap()));
+        search.best().loss
+    };
+    let ours: Vec<f64> = (0..theirs.len() as u64).map(run).collect();
+    println!("best losses, ours {ours:?}, nanoGCG's {theirs:?}");
+    let ([mean, variance], [their_mean, their_variance]) = (mean_and_variance(&ours), mean_and_variance(&theirs));
+    let error = ((variance + their_variance) / ours.len() as f64).sqrt();
+    assert!(mean - their_mean <= 2.0 * error, "{mean} instead of {their_mean}, the standard error being {error}");
+}
+
+fn mean_and_variance(numbers: &[f64]) -> [f64; 2] {
+    let count = numbers.len() as f64;
+    let mean = numbers.iter().sum::<f64>() / count;
+    [mean, numbers.iter().map(|number| (number - mean).powi(2)).sum::<f64>() / (count - 1.0)]
+}
+
+#[test]
+#[ignore = "needs a real model: make test-real"]
+fn questions_are_scored_as_the_harness_scores_them() {
+    let record = recorded("harness.json");
+    let (model, format) = loaded();
+    let of_mmlu = |part: &str| load_mmlu(fixture(&format!("data/mmlu/{part}/common_birds_{part}.csv"))).unwrap();
+    let letters = QuestionForm::Letters { subject: "common birds".into(), examples: of_mmlu("dev") };
+    let sets = [
+        ("toy_arc", load_arc(fixture("data/arc.jsonl")).unwrap(), QuestionForm::FullAnswers),
+        ("toy_mmlu", of_mmlu("test"), letters),
+    ];
+    for (task, items, form) in sets {
+        let score = |item| score_choices(&model, &format, item, &form, Framing::Text { bos: false }).unwrap();
+        let scores: Vec<_> = items.iter().map(score).collect();
+        let expected = record[task]["log_likelihoods"].as_array().unwrap();
+        assert_eq!(scores.len(), expected.len());
+        for (found, expected) in scores.iter().zip(expected) {
+            for (found, expected) in found.log_likelihoods.iter().zip(numbers(expected)) {
+                assert!((found - expected).abs() < 1e-4 * expected.abs(), "{task}: {found} instead of {expected}");
+            }
+        }
+        let (acc, acc_norm) = accuracy(&scores);
+        assert_eq!(Some(acc.share()), record[task]["acc"].as_f64(), "{task}");
+        if let Some(expected) = record[task]["acc_norm"].as_f64() {
+            assert_eq!(acc_norm.share(), expected, "{task}");
+        }
+    }
 }

@@ -236,7 +236,7 @@ fn first_of_each(pairs: Vec<AnswerPair>) -> Vec<AnswerPair> {
 }
 
 /// `most` rows at even distances.
-fn spread<T>(rows: Vec<T>, most: usize) -> Vec<T> {
+pub fn spread<T>(rows: Vec<T>, most: usize) -> Vec<T> {
     let (all, most) = (rows.len(), most.min(rows.len()));
     let wanted: HashSet<usize> = (0..most).map(|at| at * all / most).collect();
     rows.into_iter().enumerate().filter(|(at, _)| wanted.contains(at)).map(|(_, row)| row).collect()

@@ -32,13 +32,18 @@ pub struct Plan {
 }
 
 /// True from the first Ctrl-C on.
-static STOP: AtomicBool = AtomicBool::new(false);
+pub static STOP: AtomicBool = AtomicBool::new(false);
 const STOPPED: i32 = 130;
 
-/// Runs an example. Ends the program with exit code 1 and a message if it fails, with 130 if it was stopped.
+/// Runs a training example.
 pub fn main(arguments: Arguments, plan: Plan) {
+    ended(|| run(arguments, plan));
+}
+
+/// Does a job. Ends the program with exit code 1 and a message if it fails, with 130 if it was stopped.
+pub fn ended(work: impl FnOnce() -> Result<Finish>) {
     start_logging();
-    match stop_on_ctrl_c().and_then(|()| run(arguments, plan)) {
+    match stop_on_ctrl_c().and_then(|()| work()) {
         Ok(Finish::Completed) => {}
         Ok(Finish::Stopped) => std::process::exit(STOPPED),
         Err(error) => {
@@ -79,7 +84,8 @@ struct Inputs {
     held_out: HeldOut,
 }
 
-fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
+/// Measures, trains, and measures again.
+pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let mut config = arguments.config(plan.algorithm, plan.toy)?;
     if arguments.print_config {
         print!("{}", config.to_toml()?);
@@ -142,7 +148,7 @@ fn stopped(out: &Path) -> Finish {
 }
 
 /// Toys, quick ones and each real model have folders of their own.
-fn out_folder(arguments: &Arguments, plan: &Plan) -> PathBuf {
+pub fn out_folder(arguments: &Arguments, plan: &Plan) -> PathBuf {
     let of_model = arguments.model.as_deref().map_or(String::new(), |model| format!("-{}", folder_name(model)));
     let quick = if arguments.quick { "-quick" } else { "" };
     let default = || Path::new("runs").join(format!("{}{of_model}{quick}", plan.name));

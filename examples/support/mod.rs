@@ -2,7 +2,11 @@
 #![allow(dead_code, reason = "each example uses a part")]
 
 pub mod arguments;
+pub mod assembly;
+pub mod cases;
 pub mod evaluation;
 pub mod inputs;
 pub mod job;
+pub mod tasks;
 pub mod toy;
+pub mod watching;

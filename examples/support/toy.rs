@@ -102,6 +102,11 @@ pub fn prepare(folder: &Path, size: Size, seed: u64, stop: &AtomicBool) -> anyho
     Ok(there.then_some((model, files)))
 }
 
+/// What of a toy's files no run trains on: behaviours, their targets, and harmless chats.
+pub fn held_out(folder: &Path) -> [PathBuf; 3] {
+    ["behaviors_validation.csv", "targets_validation.json", "harmless_validation.jsonl"].map(|name| folder.join(name))
+}
+
 /// All pairs of adjective and noun, shuffled and always the same: those to train with, those of held-out forbidden requests,
 /// and those of held-out harmless ones.
 fn pairs(size: Size) -> [Vec<(&'static str, &'static str)>; 3] {
@@ -197,7 +202,7 @@ fn build_model(folder: &Path, model: &Path, size: Size, seed: u64, stop: &Atomic
     let config = json!({
         "architectures": ["GemmaForCausalLM"], "model_type": "gemma", "vocab_size": vocabulary, "hidden_size": 96,
         "intermediate_size": 384, "num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 1,
-        "head_dim": 32, "max_position_embeddings": 256, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
+        "head_dim": 32, "max_position_embeddings": 1024, "rms_norm_eps": 1e-6, "rope_theta": 10000.0,
         "tie_word_embeddings": true, "hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh",
         "bos_token_id": format.tokenizer().id_of("<bos>"), "eos_token_id": format.end_of_turn(),
         "pad_token_id": format.tokenizer().id_of("<pad>")

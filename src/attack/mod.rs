@@ -9,6 +9,7 @@ mod objective;
 mod pgd;
 mod probe;
 mod runner;
+mod search;
 mod start;
 mod threat;
 mod warm;
@@ -21,6 +22,10 @@ pub use pgd::{Momentum, Pgd, StepRule, StepSize};
 pub(crate) use probe::keep_lower;
 pub use probe::{Gradient, Probe};
 pub use runner::{AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Iterate};
+pub use search::{
+    Draft, FoundString, Positions, ProbeSampling, ReadsBack, SearchCost, SearchLoss, SearchPrompt, SearchStep,
+    TokenSearch, TokenSearchSettings,
+};
 pub use start::Start;
 pub use threat::{Norm, Radius, Region, ThreatModel};
 pub use warm::WarmStarts;

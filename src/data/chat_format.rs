@@ -114,6 +114,31 @@ impl ChatFormat {
         label(&tokens, &[], &rendered.user_contents(messages))
     }
 
+    /// The tokens of [`ChatFormat::prompt`] with the bytes of the text that each stands for, and those where the content of a
+    /// message lies, its outer white space left out; `None` if there is nothing of it.
+    pub(super) fn prompt_and_content(&self, messages: &[Message], message: usize) -> Result<PromptAndContent> {
+        let rendered = Rendered::new(&self.template, messages, true)?;
+        let tokens = self.tokenizer.encode_with_offsets(&rendered.text)?;
+        Ok(PromptAndContent { content: rendered.content(message), text: rendered.text, tokens })
+    }
+
+    /// A prompt and how an answer to it begins: the target is the text alone, without what ends a turn.
+    ///
+    /// # Errors
+    /// As [`ChatFormat::prompt`]; if the text has no token.
+    pub fn opening(&self, messages: &[Message], text: &str) -> Result<EncodedChat> {
+        let mut chat = messages.to_vec();
+        chat.push(Message::assistant(text));
+        let rendered = Rendered::new(&self.template, &chat, false)?;
+        let turn = self.turn(&chat, &rendered, messages.len())?;
+        let opening = turn.start..turn.content_end;
+        let encoded = self.encode(&chat, &rendered, &[turn], Some(&[opening]))?;
+        if encoded.continuation.is_empty() {
+            return Err(Error::mismatch("beginning of an answer", "a text of at least one token", format!("{text:?}")));
+        }
+        Ok(encoded)
+    }
+
     /// A prompt and one answer to it. The target goes from the end of the generation prompt to the end-of-turn token. Two
     /// answers to the same messages have the same prompt tokens.
     ///
@@ -265,6 +290,13 @@ impl ChatFormat {
     fn is_end(&self, id: i64) -> bool {
         self.tokenizer.is_special(id) || self.tokenizer.end_ids().contains(&id)
     }
+}
+
+/// A prompt as text and tokens, and where the content of one message lies in it.
+pub(super) struct PromptAndContent {
+    pub(super) text: String,
+    pub(super) tokens: Vec<TokenSpan>,
+    pub(super) content: Option<Range<usize>>,
 }
 
 /// Where an answer lies in a rendered conversation, in bytes.

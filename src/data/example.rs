@@ -86,6 +86,11 @@ impl Tokens {
         self.kinds.truncate(len);
     }
 
+    /// Adds the ids of tokens behind these, as [`TokenKind::Template`]: read, not predicted.
+    pub(crate) fn extend_as_template(&mut self, other: &Tokens) {
+        self.extend(&Self::of_kind(other.ids.clone(), TokenKind::Template));
+    }
+
     /// Adds tokens behind these.
     pub fn extend(&mut self, other: &Tokens) {
         self.ids.extend_from_slice(&other.ids);

@@ -116,6 +116,23 @@ impl Layout {
         layout
     }
 
+    /// The same rows, each behind so many more tokens of its prompt, of kind [`TokenKind::Template`].
+    pub(crate) fn behind(&self, tokens: &[usize]) -> Self {
+        let mut kinds = Vec::with_capacity(self.kinds.len() + tokens.iter().sum::<usize>());
+        let mut moved = 0;
+        let rows = self.rows.iter().zip(tokens).map(|(row, tokens)| {
+            kinds.extend(std::iter::repeat_n(TokenKind::Template, *tokens));
+            kinds.extend_from_slice(&self.kinds[row.tokens()]);
+            let first = row.prompt.start + moved;
+            moved += tokens;
+            let place = |range: &Range<usize>| range.start + moved..range.end + moved;
+            let continuations = row.continuations.iter().map(|(kind, range)| (*kind, place(range))).collect();
+            RowLayout { prompt: first..place(&row.prompt).end, continuations }
+        });
+        let rows = rows.collect();
+        Self { rows, kinds }
+    }
+
     fn append(&mut self, kinds: &[TokenKind]) -> Range<usize> {
         let start = self.kinds.len();
         self.kinds.extend_from_slice(kinds);

@@ -179,6 +179,41 @@ impl Tokenizer {
         }
     }
 
+    /// The texts that are read as added tokens wherever they stand, special ones among them, sorted.
+    pub fn added_texts(&self) -> Vec<String> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut texts: Vec<String> = added.into_values().map(|token| token.content).collect();
+        texts.sort();
+        texts
+    }
+
+    /// Whether the text that ids stand for is read as the same ids again.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the ids or their text.
+    pub fn reads_back(&self, ids: &[i64]) -> Result<bool> {
+        Ok(self.encode(&self.decode(ids, false)?)? == ids)
+    }
+
+    /// The ids that a search for readable strings may use: those of the vocabulary that are no added tokens and stand for
+    /// text that is printable, and with `ascii_only` ASCII.
+    ///
+    /// # Errors
+    /// If the decoder refuses a token.
+    pub fn printable_ids(&self, ascii_only: bool) -> Result<Vec<i64>> {
+        let added = self.inner.get_added_tokens_decoder();
+        let ids = (0..self.vocabulary_size() as u32).filter(|id| !added.contains_key(id));
+        let mut printable = Vec::new();
+        for id in ids.map(i64::from) {
+            let text = self.decode(&[id], false)?;
+            let shown = |c: char| !c.is_control() && c != char::REPLACEMENT_CHARACTER && (c.is_ascii() || !ascii_only);
+            if !text.is_empty() && text.chars().all(shown) {
+                printable.push(id);
+            }
+        }
+        Ok(printable)
+    }
+
     /// Whether an id is an added token that is marked as special.
     pub fn is_special(&self, id: i64) -> bool {
         self.token_of(id).is_some_and(|token| self.inner.get_added_vocabulary().is_special_token(&token))

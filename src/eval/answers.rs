@@ -23,12 +23,20 @@ pub fn answers(
         let prompts = conversations.iter().enumerate().map(|(index, messages)| {
             Example::new(format!("prompt/{}", chunk * rows.max(1) + index), format.prompt(messages)?, Vec::new())
         });
-        let batch = Batch::new(prompts.collect::<Result<_>>()?, model.device())?;
-        for ids in model.generate(&batch, None, settings)? {
-            texts.push(format.tokenizer().decode(&ids, true)?);
-        }
+        texts.extend(answers_to(model, format, prompts.collect::<Result<_>>()?, settings)?);
     }
     Ok(texts)
+}
+
+/// The answers to prompts that are tokens already, together, without special tokens.
+pub(super) fn answers_to(
+    model: &dyn CausalLm,
+    format: &ChatFormat,
+    prompts: Vec<Example>,
+    settings: &Generation,
+) -> Result<Vec<String>> {
+    let answers = model.generate(&Batch::new(prompts, model.device())?, None, settings)?;
+    answers.iter().map(|ids| format.tokenizer().decode(ids, true)).collect()
 }
 
 /// Cross-entropy in nats of each target token of each example's continuation of a kind, without perturbation: one array

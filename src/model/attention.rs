@@ -3,8 +3,8 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
-    cache::KvCache,
     config::{DecoderConfig, Projection},
+    earlier::Earlier,
     linear::{Linear, LinearMode},
     plan::{Padded, Plan},
     rope::Rotation,
@@ -15,6 +15,8 @@ use crate::{Result, tensor::is_recorded};
 /// Grouped-query attention with rotary positions.
 #[derive(Debug)]
 pub(super) struct Attention {
+    /// Whose it is, from 0.
+    block: usize,
     qkv: Qkv,
     output: Linear,
     heads: Heads,
@@ -34,7 +36,12 @@ struct Heads {
 }
 
 impl Attention {
-    pub(super) fn load(source: &mut dyn WeightSource, prefix: &str, config: &DecoderConfig) -> Result<Self> {
+    pub(super) fn load(
+        source: &mut dyn WeightSource,
+        block: usize,
+        prefix: &str,
+        config: &DecoderConfig,
+    ) -> Result<Self> {
         let hidden = config.hidden;
         let (query, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         let mut projection = |name: &str, size, bias| Linear::load(source, format!("{prefix}.{name}_proj"), size, bias);
@@ -48,21 +55,21 @@ impl Attention {
         };
         let output = projection("o", [query, hidden], config.output_bias)?;
         let heads = Heads { query: config.heads as i64, kv: config.kv_heads as i64, dim: config.head_dim as i64 };
-        Ok(Self { qkv, output, heads })
+        Ok(Self { block, qkv, output, heads })
     }
 
-    /// `[tokens, hidden]` to the same for the tokens that ask. `cache` is the cache and the number of this block in it.
+    /// `[tokens, hidden]` to the same for the tokens that ask.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         rotation: &Rotation,
         plan: &Plan,
-        cache: Option<(&mut KvCache, usize)>,
+        earlier: &mut Earlier,
         mode: LinearMode,
     ) -> Result<Tensor> {
         let (query, key, value) = self.project(x, plan, mode)?;
         let (query, key) = (rotation.asking(plan)?.apply(&query)?, rotation.apply(&key)?);
-        let mixed = self.attend(&query, &key, &value, plan, cache)?;
+        let mixed = self.attend(&query, &key, &value, plan, earlier)?;
         self.output.forward(&mixed, mode)
     }
 
@@ -94,7 +101,7 @@ impl Attention {
         key: &Tensor,
         value: &Tensor,
         plan: &Plan,
-        cache: Option<(&mut KvCache, usize)>,
+        earlier: &mut Earlier,
     ) -> Result<Tensor> {
         match plan {
             Plan::Uniform { rows, length } => {
@@ -106,15 +113,18 @@ impl Attention {
                 Ok(mixed.f_transpose(1, 2)?.f_reshape([rows * length, self.heads.query * self.heads.dim])?)
             }
             Plan::Padded(padded) | Plan::Partial { padded, .. } => {
-                let Padded { queries, keys, mask } = padded;
-                let (query, key, value) = (queries.pad(query)?, keys.pad(key)?, keys.pad(value)?);
-                queries.unpad(&self.kernel(&query, &key, &value, Some(mask))?)
+                let (query, key, value) = (padded.queries.pad(query)?, padded.keys.pad(key)?, padded.keys.pad(value)?);
+                let mixed = match earlier {
+                    Earlier::Text { text, .. } => behind_text(&query, &key, &value, padded, text.block(self.block))?,
+                    _ => self.kernel(&query, &key, &value, Some(&padded.mask))?,
+                };
+                padded.queries.unpad(&mixed)
             }
             Plan::Cached { queries, mask, slots, longest_key } => {
-                let Some((cache, block)) = cache else {
+                let Earlier::Cached(cache) = earlier else {
                     return Err(crate::Error::mismatch("attention over a cache", "a cache", "none"));
                 };
-                let (keys, values) = cache.extend(block, slots, (key, value), *longest_key)?;
+                let (keys, values) = cache.extend(self.block, slots, (key, value), *longest_key)?;
                 let (keys, values) = (keys.f_transpose(1, 2)?, values.f_transpose(1, 2)?);
                 queries.unpad(&self.kernel(&queries.pad(query)?, &keys, &values, Some(mask))?)
             }
@@ -159,7 +169,7 @@ impl Attention {
             }
             Qkv::Fused(qkv) => Qkv::Fused(qkv.frozen(merge)?),
         };
-        Ok(Self { qkv, output: self.output.frozen(merge)?, heads: self.heads })
+        Ok(Self { block: self.block, qkv, output: self.output.frozen(merge)?, heads: self.heads })
     }
 }
 
@@ -188,6 +198,38 @@ fn in_products(query: &Tensor, key: &Tensor, value: &Tensor, mask: Option<&Tenso
     let shares = scores.f_masked_fill(&unseen, f64::NEG_INFINITY)?.f_softmax(-1, None::<Kind>)?;
     let shares = shares.f_to_kind(query.kind())?.f_view([rows * kv, heads / kv * queries, keys])?;
     Ok(shares.f_bmm(&value?)?.f_view([rows, heads, queries, dim])?)
+}
+
+/// Attention of `[rows, heads, queries, dim]` over the keys of a text that all rows stand behind, `[kv_heads, text, dim]`, which
+/// are one matrix for all of them, and over their own, `[rows, kv_heads, keys, dim]`. The softmax is in float32 at least.
+fn behind_text(
+    query: &Tensor,
+    key: &Tensor,
+    value: &Tensor,
+    padded: &Padded,
+    (text_key, text_value): (&Tensor, &Tensor),
+) -> Result<Tensor> {
+    let [rows, heads, queries, dim] = [0, 1, 2, 3].map(|at| query.size()[at]);
+    let ([kv, keys], text) = ([1, 2].map(|at| key.size()[at]), text_key.size()[1]);
+    let group = heads / kv;
+    let wide = if query.kind() == Kind::Double { Kind::Double } else { Kind::Float };
+    // [rows, kv, group * queries, dim], for the text [kv, rows * group * queries, dim].
+    let query = query.f_reshape([rows, kv, group * queries, dim])?;
+    let across = |x: &Tensor, last: i64| x.f_transpose(0, 1)?.f_reshape([kv, rows * group * queries, last]);
+    let back = |x: &Tensor, last: i64| x.f_view([kv, rows, group * queries, last])?.f_transpose(0, 1);
+    let masked = |scores: &Tensor, seen: Option<&Tensor>| -> Result<Tensor> {
+        let scores = scores.f_to_kind(wide)?.f_view([rows, kv, group, queries, -1])?;
+        let Some(seen) = seen else { return Ok(scores) };
+        Ok(scores.f_masked_fill(&seen.f_logical_not()?.f_unsqueeze(2)?, f64::NEG_INFINITY)?)
+    };
+    let of_text = back(&across(&query, dim)?.f_bmm(&text_key.f_transpose(1, 2)?)?, text)?.f_contiguous()?;
+    let of_own = query.f_matmul(&key.f_transpose(2, 3)?)?;
+    let scores = [masked(&of_text, padded.text.as_ref())?, masked(&of_own, Some(&padded.mask))?];
+    let shares = Tensor::f_cat(&scores, -1)?.f_mul_scalar((dim as f64).sqrt().recip())?.f_softmax(-1, None::<Kind>)?;
+    let shares = shares.f_to_kind(query.kind())?.f_view([rows, kv, group * queries, text + keys])?;
+    let (of_text, of_own) = (shares.f_narrow(-1, 0, text)?, shares.f_narrow(-1, text, keys)?);
+    let mixed = back(&across(&of_text, text)?.f_bmm(text_value)?, dim)?.f_add(&of_own.f_matmul(value)?)?;
+    Ok(mixed.f_reshape([rows, heads, queries, dim])?)
 }
 
 #[cfg(test)]

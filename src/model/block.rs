@@ -4,8 +4,8 @@ use tch::Tensor;
 
 use super::{
     attention::Attention,
-    cache::KvCache,
     config::DecoderConfig,
+    earlier::Earlier,
     linear::{Linear, LinearMode},
     mlp::GatedMlp,
     norm::RmsNorm,
@@ -32,7 +32,7 @@ impl Block {
         };
         Ok(Self {
             attention_norm: norm(source, "input_layernorm")?,
-            attention: Attention::load(source, &format!("{prefix}.self_attn"), config)?,
+            attention: Attention::load(source, index, &format!("{prefix}.self_attn"), config)?,
             mlp_norm: norm(source, "post_attention_layernorm")?,
             mlp: GatedMlp::load(source, &format!("{prefix}.mlp"), config)?,
         })
@@ -44,10 +44,10 @@ impl Block {
         x: &Tensor,
         rotation: &Rotation,
         plan: &Plan,
-        cache: Option<(&mut KvCache, usize)>,
+        earlier: &mut Earlier,
         mode: LinearMode,
     ) -> Result<Tensor> {
-        let attended = self.attention.forward(&self.attention_norm.forward(x)?, rotation, plan, cache, mode)?;
+        let attended = self.attention.forward(&self.attention_norm.forward(x)?, rotation, plan, earlier, mode)?;
         let x = plan.asking(x)?.f_add(&attended)?;
         Ok(x.f_add(&self.mlp.forward(&self.mlp_norm.forward(&x)?, mode)?)?)
     }

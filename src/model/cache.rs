@@ -24,6 +24,13 @@ impl KvCache {
         Ok(Self { blocks, lengths: vec![0; rows], capacity: 0 })
     }
 
+    /// One row, of whose tokens these are the keys and values of each block, `[kv_heads, tokens, head_dim]`.
+    pub(super) fn of_text(blocks: &[(Tensor, Tensor)], tokens: usize) -> Result<Self> {
+        let flat = |all: &Tensor| all.f_transpose(0, 1)?.f_contiguous();
+        let blocks = blocks.iter().map(|(keys, values)| Ok((flat(keys)?, flat(values)?))).collect::<Result<_>>()?;
+        Ok(Self { blocks, lengths: vec![tokens], capacity: tokens })
+    }
+
     /// Grows, by half at least, if a row would not have room for the tokens that are to be added to it.
     pub(super) fn make_room(&mut self, added: &[usize]) -> Result<()> {
         let needed = self.lengths.iter().zip(added).map(|(old, new)| old + new).max().unwrap_or(0);
@@ -82,6 +89,13 @@ impl KvCache {
         for (length, count) in self.lengths.iter_mut().zip(added) {
             *length += count;
         }
+    }
+
+    /// Keys and values of each block of one row, `[kv_heads, tokens, head_dim]`.
+    pub(super) fn of_row(&self, row: usize) -> Result<Vec<(Tensor, Tensor)>> {
+        let (start, length) = ((row * self.capacity) as i64, self.lengths[row] as i64);
+        let own = |all: &Tensor| all.f_narrow(0, start, length)?.f_transpose(0, 1)?.f_contiguous();
+        self.blocks.iter().map(|(keys, values)| Ok((own(keys)?, own(values)?))).collect()
     }
 
     /// Keeps these rows alone, in this order.

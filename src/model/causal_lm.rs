@@ -3,6 +3,7 @@
 use tch::{Device, Kind, Tensor};
 
 use super::{
+    behind::Prepended,
     generate::{self, Generation},
     head,
     perturbation::Perturbation,
@@ -118,6 +119,16 @@ pub trait CausalLm {
         settings: &Generation,
     ) -> Result<Vec<Vec<i64>>> {
         generate::without_cache(self, prompts, perturbation, settings)
+    }
+
+    /// The same model, having read a text of these ids: every row that it is then given stands behind that text, or behind so
+    /// many tokens of it as [`Input::behind`] says. Differentiable towards the rows. A decoder reads the text once and shares its
+    /// keys and values among all rows.
+    ///
+    /// # Errors
+    /// If an id is not of the vocabulary, or libtorch fails.
+    fn behind<'a>(&'a self, text: &[i64]) -> Result<Box<dyn CausalLm + 'a>> {
+        Ok(Box::new(Prepended::new(self, text)?))
     }
 
     /// The same model with weights that no gradient reaches, made once for many passes; `None` where the model itself serves.
@@ -256,6 +267,7 @@ pub struct Input<'a> {
     layout: &'a Layout,
     additions: Vec<Addition>,
     pass: Pass<'a>,
+    read: Option<Vec<usize>>,
 }
 
 impl<'a> Input<'a> {
@@ -287,7 +299,25 @@ impl<'a> Input<'a> {
             return Err(Error::mismatch("embeddings", "[tokens, hidden]", format!("{:?}", embeddings.size())));
         }
         layout.check_tokens("embeddings", &embeddings)?;
-        Ok(Self { embeddings, layout, additions: Vec::new(), pass })
+        Ok(Self { embeddings, layout, additions: Vec::new(), pass, read: None })
+    }
+
+    /// Lets each row stand behind so many first tokens of the text that the model has read ([`CausalLm::behind`]); unless told,
+    /// behind all of it.
+    ///
+    /// # Errors
+    /// If there is not one number for each row.
+    pub fn behind(self, read: Vec<usize>) -> Result<Self> {
+        let rows = self.layout.rows().len();
+        if read.len() != rows {
+            return Err(Error::mismatch("rows that stand behind a part of a text", rows, read.len()));
+        }
+        Ok(Self { read: Some(read), ..self })
+    }
+
+    /// Behind how many tokens of a text each row stands, if that was told.
+    pub fn read(&self) -> Option<&[usize]> {
+        self.read.as_deref()
     }
 
     /// Un-scaled embeddings with the perturbation in them `[tokens, hidden]`.

@@ -10,10 +10,12 @@ use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::{
+    behind,
     block::Block,
     cache::KvCache,
     causal_lm::{CausalLm, Hidden, Input, Last, Parameter, TrainableLm},
     config::{DecoderConfig, NormKind},
+    earlier::{Earlier, ReadText},
     generate::{self, Generation},
     head,
     linear::{Linear, LinearMode},
@@ -189,39 +191,33 @@ impl Decoder {
         Ok(x.f_mul(&factor)?)
     }
 
-    fn run(&self, input: &Input, mut cache: Option<&mut KvCache>) -> Result<Hidden> {
+    fn run(&self, input: &Input, mut earlier: Earlier) -> Result<Hidden> {
         let layout = input.layout();
-        let read = cache.as_ref().map_or(vec![0; layout.rows().len()], |cache| cache.lengths().to_vec());
-        let (positions, lengths) = positions(layout, &read);
+        let (positions, lengths) = positions(layout, &earlier.lengths(layout.rows().len()));
         warn_beyond(lengths.iter().copied().max().unwrap_or(0), self.config.max_positions);
         let device = self.device();
         let rotation = self.rope.rotation(&positions, &lengths, self.kind, device)?;
-        let plan = match &mut cache {
-            Some(cache) => Plan::cached(layout, cache, self.config.sliding_window, device)?,
-            None => Plan::new(layout, self.config.sliding_window, device)?,
-        };
+        let window = self.config.sliding_window;
+        let plan = Plan::new(layout, &mut earlier, window, device)?;
         let mode = LinearMode { adapter: input.pass().adapter, dropout: input.pass().dropout };
-        let last = self.last_of(input, cache.is_some());
-        let last_plan = match &last {
-            Some(asking) => Some(Plan::partial(layout, asking, self.config.sliding_window, device)?),
-            None => None,
-        };
+        let last = self.last_of(input, &earlier);
+        let partial = |asking: &Vec<usize>| Plan::partial(layout, asking, &earlier, window, device);
+        let last_plan = last.as_ref().map(partial).transpose()?;
         let mut x = self.enter(input.embeddings())?;
         let mut tapped: Vec<Option<Tensor>> = input.pass().taps.iter().map(|_| None).collect();
         for (index, block) in self.blocks.iter().enumerate() {
             for addition in input.additions().iter().filter(|addition| addition.block == index) {
                 x = x.f_index_add(0, &addition.tokens, &addition.values.f_to_kind(self.kind)?)?;
             }
-            let cache = cache.as_deref_mut().map(|cache| (cache, index));
             let plan = last_plan.as_ref().filter(|_| index + 1 == self.blocks.len()).unwrap_or(&plan);
-            x = block.forward(&x, &rotation, plan, cache, mode).context(|| format!("running block {index}"))?;
+            x = block.forward(&x, &rotation, plan, &mut earlier, mode).context(|| format!("running block {index}"))?;
             for (tap, slot) in input.pass().taps.iter().zip(&mut tapped) {
                 if *tap == index {
                     *slot = Some(x.shallow_clone());
                 }
             }
         }
-        if let Some(cache) = cache {
+        if let Earlier::Cached(cache) = earlier {
             cache.advance(&layout.lengths());
         }
         let tapped = tapped.into_iter().collect::<Option<Vec<_>>>();
@@ -236,7 +232,8 @@ impl Decoder {
     }
 
     /// The tokens that alone must come out of the last block, packed indices; `None`: all.
-    fn last_of(&self, input: &Input, cached: bool) -> Option<Vec<usize>> {
+    fn last_of(&self, input: &Input, earlier: &Earlier) -> Option<Vec<usize>> {
+        let cached = matches!(earlier, Earlier::Cached(_));
         let whole = input.pass().last == Last::All || cached || self.blocks.is_empty();
         let tapped = input.pass().taps.iter().any(|tap| tap + 1 == self.blocks.len());
         let predictors = if whole || tapped { Vec::new() } else { input.layout().predictors() };
@@ -252,10 +249,20 @@ impl Decoder {
         self.rope.switch().is_some_and(|longest| lengths.contains(&longest))
     }
 
+    /// Whether a text of the one length has other rotary factors than one of the other, which is longer.
+    pub(super) fn switches_between(&self, short: usize, long: usize) -> bool {
+        self.rope.switch().is_some_and(|longest| short <= longest && longest < long)
+    }
+
     /// Final hidden states of new tokens, whose keys and values are added to the cache. Not for gradients.
     pub(super) fn hidden_cached(&self, input: &Input, cache: &mut KvCache) -> Result<Hidden> {
         let _guard = tch::no_grad_guard();
-        self.run(input, Some(cache))
+        self.run(input, Earlier::Cached(cache))
+    }
+
+    /// Final hidden states of rows that stand behind so many tokens each of a text.
+    pub(super) fn hidden_behind(&self, input: &Input, text: &ReadText, read: Vec<usize>) -> Result<Hidden> {
+        self.run(input, Earlier::Text { text, read })
     }
 }
 
@@ -305,7 +312,12 @@ impl CausalLm for Decoder {
     }
 
     fn hidden(&self, input: &Input) -> Result<Hidden> {
-        self.run(input, None)
+        match input.read() {
+            None => self.run(input, Earlier::Nothing),
+            Some(_) => {
+                Err(Error::mismatch("rows behind a part of a text", "a model that has read one", "one that has not"))
+            }
+        }
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
@@ -327,6 +339,10 @@ impl CausalLm for Decoder {
         settings: &Generation,
     ) -> Result<Vec<Vec<i64>>> {
         generate::with_cache(self, prompts, perturbation, settings)
+    }
+
+    fn behind<'a>(&'a self, text: &[i64]) -> Result<Box<dyn CausalLm + 'a>> {
+        behind::decoder(self, text)
     }
 
     fn frozen(&self, dropout: bool) -> Result<Option<Box<dyn CausalLm + '_>>> {

@@ -2,12 +2,14 @@
 
 mod array;
 mod attention;
+mod behind;
 mod block;
 mod cache;
 mod causal_lm;
 mod config;
 mod decoder;
 mod device;
+mod earlier;
 mod export;
 mod generate;
 mod head;

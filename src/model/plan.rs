@@ -2,8 +2,8 @@
 
 use tch::{Device, Tensor};
 
-use super::cache::KvCache;
-use crate::{Layout, Result, tensor::index};
+use super::{cache::KvCache, earlier::Earlier};
+use crate::{Layout, Result, RowLayout, tensor::index};
 
 /// How a layout is attended to: made once per pass, shared by all blocks, but for the last where only some tokens go on behind
 /// it. Padding exists only in here.
@@ -41,6 +41,8 @@ pub(super) struct Padded {
     pub(super) keys: Grid,
     /// `[rows, 1, most queries of a row, longest]`, true where seen.
     pub(super) mask: Tensor,
+    /// Which tokens of a text before the rows are seen, `[rows, 1, most queries of a row, text]`; `None`: all.
+    pub(super) text: Option<Tensor>,
 }
 
 /// Packed tokens as rows of one length.
@@ -55,25 +57,35 @@ pub(super) struct Grid {
 }
 
 impl Plan {
-    pub(super) fn new(layout: &Layout, window: Option<usize>, device: Device) -> Result<Self> {
-        let longest = layout.longest_row();
-        let same_length = layout.lengths().iter().all(|length| *length == longest);
-        if same_length && layout.is_linear() && window.is_none_or(|window| window >= longest) {
-            return Ok(Self::Uniform { rows: layout.rows().len() as i64, length: longest as i64 });
+    /// A cache is given room for the new tokens.
+    pub(super) fn new(layout: &Layout, earlier: &mut Earlier, window: Option<usize>, device: Device) -> Result<Self> {
+        match earlier {
+            Earlier::Cached(cache) => Self::cached(layout, cache, window, device),
+            Earlier::Nothing if is_uniform(layout, window) => {
+                Ok(Self::Uniform { rows: layout.rows().len() as i64, length: layout.longest_row() as i64 })
+            }
+            earlier => {
+                let all: Vec<usize> = (0..layout.tokens()).collect();
+                Ok(Self::Padded(Padded::new(layout, &all, earlier, window, device)?))
+            }
         }
-        let all: Vec<usize> = (0..layout.tokens()).collect();
-        Ok(Self::Padded(Padded::new(layout, &all, window, device)?))
     }
 
     /// For a block behind which only some tokens go on: `asking` are their packed indices, ascending.
-    pub(super) fn partial(layout: &Layout, asking: &[usize], window: Option<usize>, device: Device) -> Result<Self> {
-        let padded = Padded::new(layout, asking, window, device)?;
+    pub(super) fn partial(
+        layout: &Layout,
+        asking: &[usize],
+        earlier: &Earlier,
+        window: Option<usize>,
+        device: Device,
+    ) -> Result<Self> {
+        let padded = Padded::new(layout, asking, earlier, window, device)?;
         let asking: Vec<i64> = asking.iter().map(|token| *token as i64).collect();
         Ok(Self::Partial { asking: index(&asking, device)?, padded })
     }
 
-    /// For rows of prompts alone whose earlier tokens are in `cache`, which is given room for these.
-    pub(super) fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
+    /// For rows of prompts alone whose earlier tokens are in `cache`.
+    fn cached(layout: &Layout, cache: &mut KvCache, window: Option<usize>, device: Device) -> Result<Self> {
         let added = layout.lengths();
         cache.make_room(&added)?;
         let longest = layout.longest_row();
@@ -105,15 +117,59 @@ impl Plan {
     }
 }
 
+fn is_uniform(layout: &Layout, window: Option<usize>) -> bool {
+    let longest = layout.longest_row();
+    let same_length = layout.lengths().iter().all(|length| *length == longest);
+    same_length && layout.is_linear() && window.is_none_or(|window| window >= longest)
+}
+
 impl Padded {
-    fn new(layout: &Layout, asking: &[usize], window: Option<usize>, device: Device) -> Result<Self> {
+    fn new(
+        layout: &Layout,
+        asking: &[usize],
+        earlier: &Earlier,
+        window: Option<usize>,
+        device: Device,
+    ) -> Result<Self> {
         let asking = layout.by_row(asking);
+        let text = match earlier {
+            Earlier::Text { text, read } => text_mask(layout, &asking, (text.length(), read), window, device)?,
+            _ => None,
+        };
         Ok(Self {
+            text,
             queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), device)?,
             keys: Grid::new(&layout.lengths(), device)?,
             mask: layout.mask(&asking, window, device)?.f_unsqueeze(1)?,
         })
     }
+}
+
+/// Which tokens of a text of so many are seen, `[rows, 1, most queries of a row, text]`: those that stand before the row and are
+/// within the window. `None` if all are. `queries` are packed indices, of each row its own; padded ones see what its first sees.
+fn text_mask(
+    layout: &Layout,
+    queries: &[Vec<usize>],
+    (text, read): (usize, &[usize]),
+    window: Option<usize>,
+    device: Device,
+) -> Result<Option<Tensor>> {
+    let longest = layout.rows().iter().map(RowLayout::path_len).max().unwrap_or(0);
+    let window = window.filter(|window| *window < text + longest);
+    if window.is_none() && read.iter().all(|read| *read == text) {
+        return Ok(None);
+    }
+    let positions = layout.positions();
+    let most = queries.iter().map(Vec::len).max().unwrap_or(0);
+    let mut mask = Vec::with_capacity(queries.len() * most * text);
+    for (queries, read) in queries.iter().zip(read) {
+        for at in 0..most {
+            let position = queries.get(at).map_or(0, |query| read + positions[*query] as usize);
+            mask.extend((0..text).map(|key| key < *read && window.is_none_or(|window| position < key + window)));
+        }
+    }
+    let size = [queries.len() as i64, 1, most as i64, text as i64];
+    Ok(Some(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?))
 }
 
 impl Grid {

@@ -8,7 +8,7 @@ use super::{
     config::{RopeConfig, RopeScaling},
     plan::Plan,
 };
-use crate::Result;
+use crate::{Result, tensor::index};
 
 /// The frequencies of a model.
 #[derive(Clone, Debug)]
@@ -52,21 +52,28 @@ impl Rope {
         kind: Kind,
         device: Device,
     ) -> Result<Rotation> {
-        let mut cos = Vec::with_capacity(positions.len() * self.config.rotary_dim);
+        let tokens = || positions.iter().zip(text_lengths).map(|(position, length)| (*position, self.is_long(*length)));
+        // Rows have positions in common: each is computed once.
+        let mut distinct: Vec<(i64, bool)> = tokens().collect();
+        distinct.sort_unstable();
+        distinct.dedup();
+        let mut cos = Vec::with_capacity(distinct.len() * self.config.rotary_dim);
         let mut sin = Vec::with_capacity(cos.capacity());
         let factor = self.attention_factor();
         // Angles in float64 whatever the model's dtype: bf16 cannot tell position 256 from 257.
-        for (position, length) in positions.iter().zip(text_lengths) {
-            let frequencies = self.frequencies_for(*length);
-            for frequency in frequencies.iter().chain(frequencies) {
-                let (s, c) = (*position as f64 * frequency).sin_cos();
-                cos.push(c * factor);
-                sin.push(s * factor);
-            }
+        for (position, long) in &distinct {
+            let angles = self.frequencies_for(*long).iter().map(|frequency| (*position as f64 * frequency).sin_cos());
+            let half: Vec<(f64, f64)> = angles.map(|(s, c)| (s * factor, c * factor)).collect();
+            sin.extend(half.iter().chain(&half).map(|(s, _)| s));
+            cos.extend(half.iter().chain(&half).map(|(_, c)| c));
         }
-        let size = [positions.len() as i64, 1, self.config.rotary_dim as i64];
+        let places: Vec<i64> =
+            tokens().map(|token| distinct.binary_search(&token).unwrap_or_default() as i64).collect();
+        let places = index(&places, device)?;
+        let size = [distinct.len() as i64, 1, self.config.rotary_dim as i64];
         let tensor = |values: &[f64]| -> Result<Tensor> {
-            Ok(Tensor::f_from_slice(values)?.f_view(size)?.f_to_kind(kind)?.f_to_device(device)?)
+            let table = Tensor::f_from_slice(values)?.f_view(size)?.f_to_kind(kind)?.f_to_device(device)?;
+            Ok(table.f_index_select(0, &places)?)
         };
         Ok(Rotation { cos: tensor(&cos)?, sin: tensor(&sin)? })
     }
@@ -79,11 +86,12 @@ impl Rope {
         }
     }
 
-    fn frequencies_for(&self, text_length: usize) -> &[f64] {
-        match (self.switch(), &self.long_frequencies) {
-            (Some(longest), Some(long)) if text_length > longest => long,
-            _ => &self.frequencies,
-        }
+    fn is_long(&self, text_length: usize) -> bool {
+        self.switch().is_some_and(|longest| text_length > longest)
+    }
+
+    fn frequencies_for(&self, long: bool) -> &[f64] {
+        self.long_frequencies.as_ref().filter(|_| long).unwrap_or(&self.frequencies)
     }
 
     fn attention_factor(&self) -> f64 {

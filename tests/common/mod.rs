@@ -4,7 +4,7 @@
 use std::{collections::HashMap, path::PathBuf};
 
 use advtrain::{
-    Decoder,
+    CausalLm, Decoder, Hidden, Input, Result,
     tch::{Device, Kind, Tensor},
 };
 
@@ -62,4 +62,25 @@ pub fn distance(found: &Tensor, expected: &Tensor) -> f64 {
 pub fn assert_close(what: &str, found: &Tensor, expected: &Tensor, tolerance: f64) {
     let distance = distance(found, expected);
     assert!(distance <= tolerance, "{what}: differs by {distance:.2e}, more than {tolerance:.0e}");
+}
+
+/// A decoder that has only what the trait demands, so that it has no cache.
+pub struct NoCache<'a>(pub &'a Decoder);
+
+impl CausalLm for NoCache<'_> {
+    fn layers(&self) -> usize {
+        self.0.layers()
+    }
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+    fn embedding(&self) -> &Tensor {
+        self.0.embedding()
+    }
+    fn hidden(&self, input: &Input) -> Result<Hidden> {
+        self.0.hidden(input)
+    }
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.0.logits(hidden)
+    }
 }

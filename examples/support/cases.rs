@@ -1,0 +1,62 @@
+//! What an evaluation attacks.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    path::Path,
+};
+
+use advtrain::{Behavior, Case, load_behaviors, load_targets};
+use anyhow::{Result, bail};
+
+use super::inputs::spread;
+
+/// Cases, and what was found while they were read.
+#[derive(Debug)]
+pub struct Attacked {
+    pub cases: Vec<Case>,
+    /// Behaviours that are no cases, and why.
+    pub left_out: BTreeMap<String, String>,
+    pub notes: Vec<String>,
+}
+
+const HASH_CHECK: &str = "left out: tagged hash_check, its harm is decided by comparing hashes and not by a judge";
+
+/// Behaviours with their first targets that hold a text, those of a category alone if one is named, and at most so many
+/// at even distances in the file. One without such a target is a case still: attacks that need one fail on it.
+pub fn read(behaviors: &Path, targets: &Path, category: Option<&str>, most: Option<usize>) -> Result<Attacked> {
+    let all = load_behaviors(behaviors)?;
+    let targets: HashMap<String, Vec<String>> = load_targets(targets)?.into_iter().collect();
+    let mut notes = targets_without_behavior(&all, &targets);
+    let there: BTreeSet<&str> = all.iter().filter_map(|one| one.functional_category.as_deref()).collect();
+    let wanted = |one: &&Behavior| category.is_none() || one.functional_category.as_deref() == category;
+    let (left_out, attacked): (Vec<&Behavior>, Vec<&Behavior>) =
+        all.iter().filter(wanted).partition(|one| one.is_hash_check());
+    if attacked.is_empty() {
+        let of = category.map_or(String::new(), |category| format!(" of the category {category}; there are {there:?}"));
+        bail!("{}: holds no behaviour to attack{of}", behaviors.display());
+    }
+    let most = most.unwrap_or(attacked.len());
+    let mut cases = Vec::new();
+    for behavior in spread(attacked, most) {
+        let filled = targets.get(&behavior.id).and_then(|list| list.iter().find(|target| !target.trim().is_empty()));
+        if filled.is_none() {
+            notes.push(format!("{}: has no target that holds a text; attacks that need one fail on it", behavior.id));
+        }
+        cases.push(Case::new(behavior, filled.map(String::as_str).unwrap_or_default()));
+    }
+    let left_out = left_out.into_iter().map(|one| (one.id.clone(), HASH_CHECK.to_string())).collect();
+    Ok(Attacked { cases, left_out, notes })
+}
+
+fn targets_without_behavior(behaviors: &[Behavior], targets: &HashMap<String, Vec<String>>) -> Vec<String> {
+    let known: BTreeSet<&str> = behaviors.iter().map(|one| one.id.as_str()).collect();
+    let unknown: BTreeSet<&str> = targets.keys().map(String::as_str).filter(|id| !known.contains(id)).collect();
+    let note = |ids: &BTreeSet<&str>| format!("targets without a behaviour: {}", some_of(ids.iter().copied()));
+    if unknown.is_empty() { Vec::new() } else { vec![note(&unknown)] }
+}
+
+/// The first ids, and how many there are.
+pub fn some_of<'a>(ids: impl Iterator<Item = &'a str> + Clone) -> String {
+    let (count, first) = (ids.clone().count(), ids.take(5).collect::<Vec<_>>().join(", "));
+    if count > 5 { format!("{first}, … ({count})") } else { first }
+}

@@ -1,0 +1,145 @@
+//! Attacks on a model as it is used.
+
+use std::{ops::ControlFlow, time::Instant};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::case::{Case, Subject};
+use crate::{Message, Result, SearchCost};
+
+/// Tries to make a model do what one case asks for.
+///
+/// An attack tries, and judges decide: what it returns is a trajectory of attempts with the model's own answers. An error is a failure of this
+/// case, told as such in the report; it ends nothing else.
+pub trait PromptAttack {
+    /// The attack in a report: unique among those of one evaluation.
+    fn name(&self) -> String;
+
+    /// Its settings: a record made with others is not gone on from.
+    fn settings(&self) -> Value;
+
+    /// What an attacker needs for it.
+    fn access(&self) -> Access {
+        Access::Text
+    }
+
+    /// Attacks one case. `watch` is told of each step, and says whether to go on; what was found until then is lost if it does not.
+    ///
+    /// # Errors
+    /// Whatever the attack meets.
+    fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome>;
+}
+
+/// What an attacker must be able to touch. A report tells attacks by text apart from those that need more.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Access {
+    /// What a user writes.
+    #[default]
+    Text,
+    /// The beginning of the answer.
+    Answer,
+    /// Embeddings, inside the ball of a threat set.
+    Embeddings,
+    /// Embeddings without bound: no threat but a check, which should break any model and counts in no summary.
+    Unbounded,
+}
+
+/// Told of the steps done and the steps in all; says whether to go on.
+pub type Watch<'a> = dyn FnMut(usize, usize) -> ControlFlow<()> + 'a;
+
+/// How an attack on one case ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// It ran to its end.
+    Done(Trajectory),
+    /// It was stopped: the case is to be attacked again from the start.
+    Stopped,
+}
+
+/// What an attack on one case tried.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Trajectory {
+    /// In the order in which they were made.
+    pub attempts: Vec<Attempt>,
+    /// Which of them the attack offers in the end, having seen no verdict of the evaluation's judges.
+    pub offered: usize,
+    /// What the attack drove down after each of its steps, if it is one number.
+    pub losses: Vec<f64>,
+    /// What it cost.
+    pub cost: Cost,
+}
+
+/// One prompt and the answer to it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Steps done before it.
+    pub step: usize,
+    /// Which of several drawn answers or parallel streams it is of, from 0.
+    pub stream: usize,
+    /// What the model was asked.
+    pub messages: Vec<Message>,
+    /// What the attack drives down, here.
+    pub loss: Option<f64>,
+    /// What the model said.
+    pub answer: String,
+}
+
+/// What an attack cost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Cost {
+    /// Texts that the attacked model read for their loss or gradient.
+    pub forward_passes: usize,
+    /// Texts whose gradient was computed.
+    pub backward_passes: usize,
+    /// Tokens of those texts, what many of them begin with counted once where the model reads it once.
+    pub tokens: usize,
+    /// Texts that a cheaper model read in place of the attacked one.
+    pub draft_passes: usize,
+    /// Answers of the attacked model.
+    pub answers: usize,
+    /// Replies of helping models, and verdicts of the judge that PAIR's attacker is told.
+    pub replies: usize,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+impl Trajectory {
+    /// Whether all of its losses are numbers: JSON has no others, and what they are of has overflowed.
+    pub(super) fn is_finite(&self) -> bool {
+        let own = self.attempts.iter().filter_map(|attempt| attempt.loss);
+        own.chain(self.losses.iter().copied()).all(f64::is_finite)
+    }
+
+    /// What the attack offers in the end.
+    pub fn offer(&self) -> Option<&Attempt> {
+        self.attempts.get(self.offered)
+    }
+}
+
+impl Cost {
+    /// The passes of a search, and the time since it began.
+    pub(super) fn of_search(search: &SearchCost, answers: usize, begin: Instant) -> Self {
+        Self {
+            forward_passes: search.forward_passes,
+            backward_passes: search.backward_passes,
+            tokens: search.tokens,
+            draft_passes: 0,
+            answers,
+            replies: 0,
+            seconds: begin.elapsed().as_secs_f64(),
+        }
+    }
+
+    /// Adds what something else cost.
+    pub fn add(&mut self, other: &Self) {
+        self.forward_passes += other.forward_passes;
+        self.backward_passes += other.backward_passes;
+        self.tokens += other.tokens;
+        self.draft_passes += other.draft_passes;
+        self.answers += other.answers;
+        self.replies += other.replies;
+        self.seconds += other.seconds;
+    }
+}
