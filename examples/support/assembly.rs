@@ -207,11 +207,11 @@ impl Assembly<'_> {
     /// One judge, its model being loaded.
     pub fn judge(self, name: JudgeName) -> Result<Box<dyn Judge>> {
         let model = |name: &Option<String>| self.chat_model(name.as_deref().unwrap_or_default());
-        let form = |path: &PathBuf| fs::read_to_string(path).with_context(|| path.display().to_string());
+        let text = |path: &PathBuf| fs::read_to_string(path).with_context(|| path.display().to_string());
         Ok(match name {
             JudgeName::Refusal => match &self.helpers.refusal_phrases {
                 Some(path) => {
-                    let phrases = form(path)?;
+                    let phrases = text(path)?;
                     Box::new(RefusalJudge::with_phrases(phrases.lines().filter(|line| !line.trim().is_empty()))?)
                 }
                 None => Box::new(RefusalJudge::default()),
@@ -220,7 +220,7 @@ impl Assembly<'_> {
             JudgeName::Classifier => {
                 let mut judge = ClassifierJudge::new(model(&self.helpers.classifier)?);
                 if let Some(path) = &self.helpers.classifier_form {
-                    judge = judge.with_form(form(path)?)?;
+                    judge = judge.with_form(text(path)?)?;
                 }
                 if self.helpers.classifier_raw {
                     if self.helpers.classifier.as_deref().is_some_and(|name| endpoint(name).is_some()) {
@@ -233,7 +233,7 @@ impl Assembly<'_> {
             JudgeName::Scorer => {
                 let mut judge = ScoreJudge::new(model(&self.helpers.scorer)?, self.helpers.threshold)?;
                 if let Some(path) = &self.helpers.scorer_form {
-                    judge = judge.with_form(form(path)?)?;
+                    judge = judge.with_form(text(path)?)?;
                 }
                 Box::new(judge)
             }
