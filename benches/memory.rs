@@ -4,8 +4,8 @@
 //! cargo bench --bench memory -- attack gemma-small equal
 //! ```
 //!
-//! Prints MiB as a number. Linux alone: it reads `/proc`. With `BENCH_DEVICE=cuda` it is the GPU's memory that this process holds, as
-//! `nvidia-smi` tells it: libtorch keeps what it once had, so that it is the peak at the end.
+//! Prints MiB as a number. Linux alone: it reads `/proc`. With `BENCH_DEVICE=cuda` it is what is held of the first GPU, as
+//! `nvidia-smi` tells it, and nothing else may run there: libtorch keeps what it once had, so that it is the peak at the end.
 
 mod common;
 
@@ -34,7 +34,7 @@ fn main() {
     println!("{}", memory.used());
 }
 
-/// What this process held when it began to count, in MiB.
+/// What was held when it began to count, in MiB.
 struct Memory {
     on_gpu: bool,
     before: u64,
@@ -57,12 +57,9 @@ impl Memory {
 }
 
 fn held_on_gpu() -> u64 {
-    let query = ["--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"];
-    let listed = Command::new("nvidia-smi").args(query).output().expect("nvidia-smi is there");
-    let listed = String::from_utf8(listed.stdout).expect("text");
-    let mut processes = listed.lines().filter_map(|line| line.split_once(", "));
-    let own = processes.find(|(pid, _)| pid.parse() == Ok(std::process::id())).expect("this process is listed");
-    own.1.parse().expect("a number of MiB")
+    let query = ["--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"];
+    let told = Command::new("nvidia-smi").args(query).output().expect("nvidia-smi is there");
+    String::from_utf8(told.stdout).expect("text").trim().parse().expect("a number of MiB")
 }
 
 /// A field of this process's status, in MiB.

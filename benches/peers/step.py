@@ -21,9 +21,7 @@ Pinned versions: ../../tests/real/requirements.txt
 import argparse
 import contextlib
 import json
-import os
 import pathlib
-import subprocess
 import time
 from dataclasses import dataclass
 
@@ -78,7 +76,8 @@ class Peer:
         torch.manual_seed(0)
         config = dict(SHAPES[shape])
         config = AutoConfig.for_model(config.pop("model_type"), **config)
-        base = AutoModelForCausalLM.from_config(config, dtype=dtype).to(device)
+        with torch.device(device):
+            base = AutoModelForCausalLM.from_config(config, dtype=dtype)
         base.config.use_cache = False
         adapter = LoraConfig(r=64, lora_alpha=16, lora_dropout=0.1, target_modules="all-linear", task_type="CAUSAL_LM")
         self.model = get_peft_model(base, adapter).train()
@@ -162,19 +161,20 @@ def add(embeddings, found):
 
 
 class Memory:
-    """Resident memory of this process, or what it holds of a GPU as nvidia-smi tells it; in MiB."""
+    """Resident memory of this process, or what is held of a GPU, on which nothing else may run; in MiB."""
 
     def __init__(self, device):
         self.cuda = device.startswith("cuda")
-        if not self.cuda:
+        if self.cuda:
+            torch.cuda.empty_cache()
+        else:
             pathlib.Path("/proc/self/clear_refs").write_text("5")
         self.before = self.held("VmRSS")
 
     def held(self, field):
         if self.cuda:
-            query = ["nvidia-smi", "--query-compute-apps=pid,used_memory", "--format=csv,noheader,nounits"]
-            listed = subprocess.run(query, check=True, capture_output=True, text=True).stdout.splitlines()
-            return next(int(line.split(", ")[1]) for line in listed if int(line.split(", ")[0]) == os.getpid())
+            free, total = torch.cuda.mem_get_info()
+            return (total - free) / 2**20
         lines = pathlib.Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
