@@ -70,6 +70,9 @@ pub struct DataSettings {
     pub max_tokens: usize,
     /// Which turns of a chat are learnt. Default all.
     pub turns: Turns,
+    /// Of each utility row so many tokens of answers are learnt, the first ones, and the rest is not read; at least 1. Default all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub utility_tokens: Option<usize>,
     /// What a template prints that asks for today's date, so that the run's rows stay the same. Default today's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub date: Option<Date>,
@@ -77,7 +80,7 @@ pub struct DataSettings {
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { max_tokens: 128, turns: Turns::All, date: None }
+        Self { max_tokens: 128, turns: Turns::All, utility_tokens: None, date: None }
     }
 }
 
@@ -133,6 +136,10 @@ pub enum Preset {
     /// the same row's last attack ended. Weaker than `Corrected`'s from zero, so in the first epoch, and as strong from then on:
     /// docs/performance.md has what is measured.
     Fast,
+    /// For a model of some hundred million parameters, some hundred utility rows and less than half an hour on a CPU: `Fast`, 150
+    /// updates of 8 harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer, epsilon 0.1
+    /// whatever the model. docs/small.md says why, and what failed.
+    Small,
 }
 
 /// Models of the paper, which differ in epsilon.
@@ -186,7 +193,7 @@ impl RunConfig {
         };
         let corrected = Self {
             model: ModelSettings::default(),
-            data: DataSettings { max_tokens, turns: Turns::All, date: None },
+            data: DataSettings { max_tokens, ..DataSettings::default() },
             lora: LoraConfig::default(),
             attack: Some(Pgd { threat, ..Pgd::default() }),
             attack_settings: AttackSettings::default(),
@@ -198,6 +205,7 @@ impl RunConfig {
             Preset::Corrected => corrected,
             Preset::Published => corrected.into_published(),
             Preset::Fast => corrected.into_fast(),
+            Preset::Small => corrected.into_fast().into_small(),
         }
     }
 
@@ -208,6 +216,23 @@ impl RunConfig {
             attack.momentum = Some(Momentum { decay: 0.5 });
         }
         self.attack_settings.warm_start = true;
+        self
+    }
+
+    fn into_small(mut self) -> Self {
+        (self.data.max_tokens, self.data.utility_tokens) = (128, Some(32));
+        self.lora.dropout = 0.0;
+        if let Some(attack) = &mut self.attack {
+            attack.threat.radius = Radius::Relative(0.1);
+        }
+        match &mut self.loss {
+            LossConfig::AdvUl(loss) => loss.away_cut_off.threshold = -3.0,
+            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
+        }
+        // The length is that of `max_updates`; with few rows it takes many epochs.
+        (self.train.epochs, self.train.max_updates) = (100, Some(150));
+        (self.train.batch_size, self.train.micro_batch_size, self.train.utility_share) = (40, 16, 0.8);
+        self.train.optimizer.learning_rate = 5e-4;
         self
     }
 
@@ -238,6 +263,9 @@ impl RunConfig {
     pub fn validate(&self) -> Result<()> {
         if self.data.max_tokens < 2 {
             return Err(Error::setting("data.max_tokens", self.data.max_tokens, "at least 2"));
+        }
+        if self.data.utility_tokens == Some(0) {
+            return Err(Error::setting("data.utility_tokens", 0, "at least 1"));
         }
         self.lora.validate()?;
         self.attack_settings.validate()?;

@@ -9,7 +9,7 @@ use super::*;
 #[test]
 fn presets_are_valid_and_come_back_whole() {
     for algorithm in [Algorithm::AdvUl, Algorithm::AdvIpo] {
-        for preset in [Preset::Published, Preset::Corrected, Preset::Fast] {
+        for preset in [Preset::Published, Preset::Corrected, Preset::Fast, Preset::Small] {
             let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
             config.validate().unwrap();
             let text = config.to_toml().unwrap();
@@ -26,6 +26,7 @@ fn a_wrong_field_is_named() {
         ("batch_size = 64", "batch_size = 0", "train.batch_size = 0: must be at least 1"),
         ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1: must be above 0"),
         ("beta = 0.25", "beta = 0", "beta"),
+        ("max_tokens = 128", "max_tokens = 128\nutility_tokens = 0", "data.utility_tokens = 0: must be at least 1"),
         ("rank = 64", "rank = \"many\"", "lora.rank: invalid type"),
     ] {
         assert!(base.contains(old), "{base}");
@@ -119,6 +120,24 @@ const CORRECTED: &[(&str, &str)] = &[
     ("train.schedule.warm_up", "0.03"),
 ];
 
+/// Where `small` differs from `fast`.
+const SMALL: &[(&str, &str)] = &[
+    ("attack.threat.radius.relative", "0.1"),
+    ("data.max_tokens", "128"),
+    ("data.utility_tokens", "32"),
+    ("lora.dropout", "0.0"),
+    ("train.batch_size", "40"),
+    ("train.epochs", "100"),
+    ("train.max_updates", "150"),
+    ("train.micro_batch_size", "16"),
+    ("train.optimizer.learning_rate", "0.0005"),
+    ("train.utility_share", "0.8"),
+];
+
+const SMALL_ADV_UL: &[(&str, &str)] = &[("loss.adv_ul.away_cut_off.threshold", "-3.0")];
+
+const SMALL_ADV_IPO: &[(&str, &str)] = &[("loss.adv_ipo.beta", "0.1"), ("loss.adv_ipo.weight", "0.1")];
+
 /// Every field of a configuration, by its full name.
 fn fields(value: &Value, name: &str, into: &mut BTreeMap<String, String>) {
     match value {
@@ -136,13 +155,23 @@ fn presets_hold_the_papers_numbers_and_differ_where_they_should() {
     let cut_offs: fn(&str) -> Vec<(&str, &str)> =
         |form| vec![("loss.adv_ul.away_cut_off.form", form), ("loss.adv_ul.toward_cut_off.form", form)];
     let floor: fn(&str) -> Vec<(&str, &str)> = |form| vec![("loss.adv_ipo.harmful_floor.form", form)];
+    let continuous = || cut_offs("\"continuous\"");
+    let clamp = || floor("\"clamp\"");
+    // Later parts win.
     for (algorithm, preset, parts, forms) in [
-        (Algorithm::AdvUl, Preset::Published, [SHARED, ADV_UL, TEN_SIGNS, PUBLISHED], cut_offs("\"jumping\"")),
-        (Algorithm::AdvUl, Preset::Corrected, [SHARED, ADV_UL, TEN_SIGNS, CORRECTED], cut_offs("\"continuous\"")),
-        (Algorithm::AdvUl, Preset::Fast, [SHARED, ADV_UL, FEW_ROOTS, CORRECTED], cut_offs("\"continuous\"")),
-        (Algorithm::AdvIpo, Preset::Published, [SHARED, ADV_IPO, TEN_SIGNS, PUBLISHED], floor("\"zero\"")),
-        (Algorithm::AdvIpo, Preset::Corrected, [SHARED, ADV_IPO, TEN_SIGNS, CORRECTED], floor("\"clamp\"")),
-        (Algorithm::AdvIpo, Preset::Fast, [SHARED, ADV_IPO, FEW_ROOTS, CORRECTED], floor("\"clamp\"")),
+        (Algorithm::AdvUl, Preset::Published, vec![SHARED, ADV_UL, TEN_SIGNS, PUBLISHED], cut_offs("\"jumping\"")),
+        (Algorithm::AdvUl, Preset::Corrected, vec![SHARED, ADV_UL, TEN_SIGNS, CORRECTED], continuous()),
+        (Algorithm::AdvUl, Preset::Fast, vec![SHARED, ADV_UL, FEW_ROOTS, CORRECTED], continuous()),
+        (
+            Algorithm::AdvUl,
+            Preset::Small,
+            vec![SHARED, ADV_UL, FEW_ROOTS, CORRECTED, SMALL, SMALL_ADV_UL],
+            continuous(),
+        ),
+        (Algorithm::AdvIpo, Preset::Published, vec![SHARED, ADV_IPO, TEN_SIGNS, PUBLISHED], floor("\"zero\"")),
+        (Algorithm::AdvIpo, Preset::Corrected, vec![SHARED, ADV_IPO, TEN_SIGNS, CORRECTED], clamp()),
+        (Algorithm::AdvIpo, Preset::Fast, vec![SHARED, ADV_IPO, FEW_ROOTS, CORRECTED], clamp()),
+        (Algorithm::AdvIpo, Preset::Small, vec![SHARED, ADV_IPO, FEW_ROOTS, CORRECTED, SMALL, SMALL_ADV_IPO], clamp()),
     ] {
         let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
         let mut found = BTreeMap::new();

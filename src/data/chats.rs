@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use serde::Deserialize;
+use serde_json::json;
 
 use super::{
     Chat, Message,
     json_objects::{Id, JsonObjects},
 };
-use crate::Result;
+use crate::{Result, files};
 
 const FORM: &str = r#"{"prompt_id"?: text or whole number, "messages": [{"role": text, "content": text}, …]}"#;
 
@@ -50,6 +51,15 @@ impl Iterator for ChatReader {
     }
 }
 
+/// Writes conversations as [`ChatReader`] reads them.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save_chats(path: impl AsRef<Path>, chats: &[Chat]) -> Result<()> {
+    let line = |chat: &Chat| format!("{}\n", json!({ "prompt_id": chat.id, "messages": chat.messages }));
+    files::write(path.as_ref(), chats.iter().map(line).collect::<String>().as_bytes())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -75,6 +85,17 @@ mod tests {
         assert_eq!(chats[1].id, "chats:3");
         assert!(chats[1].place.ends_with("chats.jsonl line 3"));
         assert_eq!((chats[2].id.as_str(), chats[3].id.as_str()), ("7", "chats:5"));
+    }
+
+    #[test]
+    fn what_is_written_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("own.jsonl");
+        let messages = vec![Message::user("a \"b\"\n"), Message::new("assistant", "c")];
+        save_chats(&path, &[Chat { id: "7".into(), place: "x".into(), messages: messages.clone() }]).unwrap();
+        let read: Vec<Chat> = ChatReader::open(&path).unwrap().map(Result::unwrap).collect();
+        let place = read[0].place.clone();
+        assert_eq!(read, [Chat { id: "7".into(), place, messages }]);
     }
 
     #[test]

@@ -86,6 +86,13 @@ impl Tokens {
         self.kinds.truncate(len);
     }
 
+    /// Drops all tokens behind the first `most` targets.
+    fn truncate_targets(&mut self, most: usize) {
+        let targets = self.kinds.iter().enumerate().filter(|(_, kind)| **kind == TokenKind::Target);
+        let beyond = targets.map(|(at, _)| at).nth(most);
+        self.truncate(beyond.unwrap_or(self.len()));
+    }
+
     /// Adds the ids of tokens behind these, as [`TokenKind::Template`]: read, not predicted.
     pub(crate) fn extend_as_template(&mut self, other: &Tokens) {
         self.extend(&Self::of_kind(other.ids.clone(), TokenKind::Template));
@@ -182,6 +189,16 @@ impl Example {
         Self { id: self.id.clone(), prompt: self.prompt.clone(), continuations }
     }
 
+    /// The same row with continuations cut before their target number `most + 1`, counted from 1: how an answer begins decides
+    /// whether it is a refusal.
+    ///
+    /// # Errors
+    /// If `most` is 0.
+    pub fn first_targets(mut self, most: usize) -> Result<Self> {
+        self.continuations.iter_mut().for_each(|continuation| continuation.tokens.truncate_targets(most));
+        Self::new(self.id, self.prompt, self.continuations)
+    }
+
     /// Joins two rows that answer the same prompt: this one's continuations, then the other's.
     ///
     /// # Errors
@@ -239,6 +256,21 @@ mod tests {
         let tokens = Tokens::of_kind(answer.to_vec(), TokenKind::Target);
         let prompt = Tokens::of_kind(prompt.to_vec(), TokenKind::User);
         Example::new("e", prompt, vec![Continuation { kind, tokens }]).unwrap()
+    }
+
+    #[test]
+    fn an_answer_is_cut_behind_its_first_targets() {
+        use TokenKind::{Target, Template};
+        let kinds = vec![Target, Target, Template, Target, Target];
+        let tokens = Tokens::new(vec![3, 4, 5, 6, 7], kinds).unwrap();
+        let continuation = Continuation { kind: ContinuationKind::Utility, tokens };
+        let row = Example::new("e", Tokens::of_kind(vec![1], TokenKind::User), vec![continuation]).unwrap();
+        let cut = |most| row.clone().first_targets(most).map(|row| row.continuations[0].tokens.ids().to_vec());
+        assert_eq!(cut(1).unwrap(), [3]);
+        assert_eq!(cut(3).unwrap(), [3, 4, 5, 6]);
+        assert_eq!(cut(4).unwrap(), [3, 4, 5, 6, 7]);
+        assert_eq!(cut(9).unwrap(), [3, 4, 5, 6, 7]);
+        assert!(cut(0).is_err());
     }
 
     #[test]

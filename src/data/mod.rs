@@ -36,7 +36,7 @@ pub use behaviors::{
     Behavior, BehaviorFiles, DEFAULT_SAFE_RESPONSE, load_behavior_pairs, load_behaviors, load_targets,
 };
 pub use chat_format::{ChatFormat, EncodedChat, Turns};
-pub use chats::ChatReader;
+pub use chats::{ChatReader, save_chats};
 pub use date::Date;
 pub use encode::{encode_chats, encode_pairs};
 pub use example::{Continuation, ContinuationKind, Example, TokenKind, Tokens};

@@ -8,6 +8,7 @@ mod choices;
 mod completions;
 mod continuous;
 mod direct;
+mod distil;
 mod embedding;
 mod endpoint;
 mod evaluation;
@@ -36,6 +37,7 @@ pub use completions::{
 };
 pub use continuous::{Continuous, ContinuousSettings};
 pub use direct::{Direct, DirectSettings};
+pub use distil::{SelfDistilled, self_distilled};
 pub use embedding::{AttackedRow, EmbeddingEvaluation, Measurement, attack_examples};
 pub use endpoint::{Endpoint, EndpointSettings};
 pub use evaluation::{Evaluation, EvaluationProgress, EvaluationWatch};

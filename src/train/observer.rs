@@ -9,15 +9,24 @@ use std::{
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::metrics::UpdateMetrics;
-use crate::{Error, Result, files};
+use crate::{CausalLm, Error, Result, files};
 
-/// Sees the metrics of every update.
+/// Sees the metrics of every update, and the model after it.
 pub trait Observer: Send {
     /// After an update.
     ///
     /// # Errors
     /// Whatever the implementation meets; the run stops with it.
     fn update(&mut self, metrics: &UpdateMetrics) -> Result<()>;
+
+    /// After that, with the model as the update left it, for measurements on the way. Measuring changes nothing in the run
+    /// that follows.
+    ///
+    /// # Errors
+    /// Whatever the implementation meets; the run stops with it.
+    fn inspect(&mut self, _metrics: &UpdateMetrics, _model: &dyn CausalLm) -> Result<()> {
+        Ok(())
+    }
 
     /// Once, when the run is over or stopped.
     ///
@@ -31,6 +40,9 @@ pub trait Observer: Send {
 impl<O: Observer + ?Sized> Observer for Box<O> {
     fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
         (**self).update(metrics)
+    }
+    fn inspect(&mut self, metrics: &UpdateMetrics, model: &dyn CausalLm) -> Result<()> {
+        (**self).inspect(metrics, model)
     }
     fn finish(&mut self) -> Result<()> {
         (**self).finish()

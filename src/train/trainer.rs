@@ -350,6 +350,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             );
             for observer in &mut self.observers {
                 observer.update(&metrics)?;
+                observer.inspect(&metrics, &self.model)?;
             }
             let every = self.settings.checkpoint_every;
             if every > 0 && self.update.is_multiple_of(every) && self.update < self.updates_total {
