@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""The plots of docs/performance.md from what the benchmarks left in target/: docs/strength.svg and docs/growth.svg.
+"""The plots of docs/, each from what a command left behind, and drawn if that is there.
 
     make plots
 
-Each is drawn if its numbers are there: of `cargo bench --bench strength` and `cargo bench --bench growth`.
+docs/strength.svg and docs/growth.svg from `cargo bench --bench strength` and `cargo bench --bench growth`; docs/curves.svg,
+docs/epsilon.svg and docs/share.svg from the runs of `examples/recipes/run.sh`, which lie in runs/claim.
 """
 import collections
 import json
@@ -17,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 TOP = pathlib.Path(__file__).parent.parent
-TARGET, DOCS = TOP / "target", TOP / "docs"
+TARGET, DOCS, RUNS = TOP / "target", TOP / "docs", TOP / "runs" / "claim"
 STAGES = {
     "before": "the model as it is, from zero",
     "hardened": "after hardening, from zero",
@@ -92,6 +93,86 @@ def growth():
         save(figure, "growth.svg")
 
 
+def measured(run):
+    """What was measured of a run, by update: before it, on the way, and after it."""
+    points = {0: json.loads((run / "before.json").read_text())["measured"]}
+    for line in (run / "curve.jsonl").read_text().splitlines():
+        point = json.loads(line)
+        points[point["update"]] = point["measured"]
+    if (run / "after.json").exists():
+        last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["update"]
+        points[last] = json.loads((run / "after.json").read_text())
+    return points
+
+
+def refused(*names):
+    """The share of answers that refuse, over these sets together."""
+    return lambda at: 100 * sum(at[name]["count"] for name in names) / sum(at[name]["total"] for name in names)
+
+
+# Panels of a run's plots: how each is titled, and the number of what was measured.
+MEASURES = {
+    "harmful requests refused, %": refused("refuses"),
+    "harmless requests refused, %": refused("harmless_refused", "requests_refused"),
+    "loss of the harmful target\nunder the embedding attack, nats per token": lambda at: at["attacked_loss"],
+    "loss of held-out chats,\nnats per token": lambda at: at["chat_loss"],
+}
+
+
+def panels_of_measures():
+    figure, panels = plt.subplots(1, len(MEASURES), figsize=(14, 3.4))
+    for panel, title in zip(panels, MEASURES):
+        panel.set_ylabel(title)
+        if "%" in title:
+            panel.set_ylim(-3, 103)
+    return figure, panels
+
+
+def curves():
+    """What was measured over training, a line for each recipe."""
+    figure, panels = panels_of_measures()
+    found = [(name, RUNS / run) for run, name in RECIPES.items() if (RUNS / run / "curve.jsonl").exists()]
+    for name, run in found:
+        points = sorted(measured(run).items())
+        for panel, measure in zip(panels, MEASURES.values()):
+            panel.plot([update for update, _ in points], [measure(at) for _, at in points], marker=".", linewidth=1, label=name)
+            panel.set_xlabel("updates")
+    if found:
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
+        figure.tight_layout()
+        save(figure, "curves.svg")
+
+
+def sweep(prefix, base, label, name):
+    """What was measured at the end of runs that differ in one number, which their names end in; `base` is that of C-AdvUL's recipe."""
+    runs = {base: RUNS / "advul-0"} | {float(run.name.removeprefix(prefix)): run for run in RUNS.glob(f"{prefix}*")}
+    runs = {value: run for value, run in sorted(runs.items()) if (run / "after.json").exists()}
+    if len(runs) < 2:
+        return
+    figure, panels = panels_of_measures()
+    before = measured(next(iter(runs.values())))[0]
+    for panel, measure in zip(panels, MEASURES.values()):
+        panel.plot(list(runs), [measure(max(measured(run).items())[1]) for run in runs.values()], marker="o", linewidth=1)
+        panel.axhline(measure(before), linestyle=":", color="grey", linewidth=1)
+        panel.set_xlabel(label)
+        if "epsilon" in label:
+            panel.set_xscale("log")
+        panel.set_xticks(list(runs), labels=[f"{value:g}" for value in runs])
+        panel.minorticks_off()
+    figure.tight_layout()
+    save(figure, name)
+
+
+RECIPES = {
+    "advul-0": "C-AdvUL",
+    "advipo-0": "C-AdvIPO",
+    "one_step-0": "C-AdvUL with one attack step",
+    "no_attack-0": "C-AdvUL without the attack",
+}
+
 if __name__ == "__main__":
     strength()
     growth()
+    curves()
+    sweep("epsilon-", 0.1, "epsilon of training, share of the mean embedding norm", "epsilon.svg")
+    sweep("share-", 0.8, "share of utility rows", "share.svg")

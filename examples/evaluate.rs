@@ -24,7 +24,7 @@ use std::{
 };
 
 use advtrain::{
-    Access, CausalLm, ChatFormat, ChatTemplate, Decoder, DecoderConfig, Dtype, Evaluation, EvaluationInputs,
+    Access, Case, CausalLm, ChatFormat, ChatTemplate, Decoder, DecoderConfig, Dtype, Evaluation, EvaluationInputs,
     EvaluationPreset, EvaluationSettings, Finish, Framing, Generation, InputFile, Judge, PromptAttack, Report, Setup,
     Subject, ThreatModel, Tokenizer, device, load_completions, load_test_cases, save_completions,
 };
@@ -69,6 +69,9 @@ struct Arguments {
     /// Attack so many behaviours, at even distances in the file; without, all, and 8 of the toy's
     #[arg(long)]
     cases: Option<NonZeroUsize>,
+    /// Search for prompts (gcg, autodan, pair) against so many of them alone, at even distances
+    #[arg(long)]
+    search_cases: Option<NonZeroUsize>,
     /// What to attack with; several with commas
     #[arg(long, value_delimiter = ',', value_enum, default_values_t = AttackName::ALL)]
     attacks: Vec<AttackName>,
@@ -129,6 +132,8 @@ struct Inputs<'a> {
     settings: EvaluationSettings,
     place: Place,
     attacked: Attacked,
+    /// Those of its cases that prompts are searched against.
+    searched: Vec<Case>,
     /// With their names.
     given: Vec<(String, Given)>,
     utility: Utility,
@@ -139,6 +144,10 @@ struct Inputs<'a> {
 impl Inputs<'_> {
     fn assembly(&self) -> Assembly<'_> {
         Assembly { settings: &self.settings, helpers: &self.arguments.helpers, place: self.place }
+    }
+
+    fn cases(&self, attack: AttackName) -> &[Case] {
+        if attack.searches() { &self.searched } else { &self.attacked.cases }
     }
 }
 
@@ -231,7 +240,9 @@ fn inputs<'a>(
     }
     let device = device(&arguments.device)?;
     let place = Place { device, kind: arguments.dtype.parse::<Dtype>()?.on(device) };
-    let attacked = cases::read(behaviors, targets, arguments.category.as_deref(), most)?;
+    let mut attacked = cases::read(behaviors, targets, arguments.category.as_deref(), most)?;
+    let most = arguments.search_cases.map_or(usize::MAX, NonZeroUsize::get);
+    let searched = attacked.searched(most);
     let given = given(arguments)?;
     let others = arguments.others.iter().map(Evaluation::read).collect::<advtrain::Result<Vec<_>>>()?;
     let told = EvaluationInputs {
@@ -244,7 +255,7 @@ fn inputs<'a>(
     };
     told.left_out.iter().for_each(|(id, why)| eprintln!("{id}: {why}"));
     told.notes.iter().for_each(|note| eprintln!("{note}"));
-    Ok(Inputs { arguments, settings, place, attacked, given, utility, others, told })
+    Ok(Inputs { arguments, settings, place, attacked, searched, given, utility, others, told })
 }
 
 /// Prompts and answers of files, under the files' names.
@@ -391,7 +402,7 @@ fn plan(inputs: &Inputs, evaluation: &mut Evaluation, subject: &Subject, tasks: 
     for name in &arguments.attacks {
         for attack in assembly.attacks(*name, subject)? {
             once(format!("attack {}", attack.name()))?;
-            evaluation.plan_attack(&*attack, &attacked.cases)?;
+            evaluation.plan_attack(&*attack, inputs.cases(*name))?;
         }
     }
     for (name, given) in &inputs.given {
@@ -421,18 +432,21 @@ struct Work<'a> {
 
 impl Work<'_> {
     fn run(&mut self, tasks: Tasks, mut watch: watching::Bar) -> ControlFlow<()> {
-        let Inputs { arguments, settings, attacked, .. } = self.inputs;
-        let assembly = self.inputs.assembly();
+        let inputs = self.inputs;
+        let Inputs { arguments, settings, attacked, .. } = inputs;
+        let assembly = inputs.assembly();
         let subject = self.subject;
         for name in &arguments.attacks {
             match assembly.attacks(*name, subject) {
-                Ok(attacks) => attacks.into_iter().try_for_each(|attack| self.attack(attack, &mut watch))?,
+                Ok(attacks) => {
+                    attacks.into_iter().try_for_each(|attack| self.attack(attack, inputs.cases(*name), &mut watch))?
+                }
                 Err(error) => self.note(&format!("{name:?}"), &error),
             }
         }
-        for (name, given) in &self.inputs.given {
+        for (name, given) in &inputs.given {
             match given.attack(name, settings, &attacked.cases) {
-                Ok((attack, _)) => self.attack(attack, &mut watch)?,
+                Ok((attack, _)) => self.attack(attack, &attacked.cases, &mut watch)?,
                 Err(error) => self.note(name, &error),
             }
         }
@@ -450,8 +464,12 @@ impl Work<'_> {
         ControlFlow::Continue(())
     }
 
-    fn attack(&mut self, mut attack: Box<dyn PromptAttack + '_>, watch: &mut watching::Bar) -> ControlFlow<()> {
-        let cases = &self.inputs.attacked.cases;
+    fn attack(
+        &mut self,
+        mut attack: Box<dyn PromptAttack + '_>,
+        cases: &[Case],
+        watch: &mut watching::Bar,
+    ) -> ControlFlow<()> {
         let done = self.evaluation.attack(&mut *attack, self.subject, cases, &mut |at| watch.see(at));
         self.noted(&attack.name(), done)
     }

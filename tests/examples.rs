@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use advtrain::{JsonLines, RunConfig};
+use advtrain::{Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, RunConfig, StepRule, StepSize};
 use serde_json::{Value, json};
 
 /// The example's program, built in the profile of this test.
@@ -84,7 +84,7 @@ impl Toy {
         command
     }
 
-    /// The same with chats to stay useful on, for longer and with a checkpoint every second update.
+    /// The same with chats to stay useful on, for longer, with a checkpoint every second update, and measured every third.
     fn longer_run(&self, out: &Path) -> Command {
         let config = self.0.join("longer.toml");
         let printed = example("advul").arg("--print-config").output().unwrap();
@@ -93,9 +93,10 @@ impl Toy {
         run.train.dropout = true;
         run.lora.dropout = 0.1;
         run.attack_settings.warm_start = true;
+        run.data.utility_tokens = Some(4);
         run.write(&config).unwrap();
         let mut command = self.run("advul", out);
-        command.arg("--config").arg(config).args(["--updates", "8", "--utility"]);
+        command.arg("--config").arg(config).args(["--updates", "8", "--curve", "3", "--utility"]);
         command.arg(self.file("harmless_training.jsonl"));
         command
     }
@@ -239,6 +240,26 @@ fn a_preset_can_be_printed_and_read_back() {
     assert!(printed("gemma-2b").attack_settings.dropout);
 }
 
+/// The TOML files that `examples/recipes/run.sh` trains with.
+#[test]
+fn recipes_are_the_preset_small_and_its_controls() {
+    let recipe = |name: &str| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/recipes");
+        RunConfig::read(folder.join(name).with_extension("toml")).unwrap()
+    };
+    let small = |algorithm| RunConfig::preset(algorithm, Preset::Small, ModelPreset::Llama2_7b);
+    let advul = small(Algorithm::AdvUl);
+    assert_eq!(recipe("advul"), advul);
+    assert_eq!(recipe("advipo"), small(Algorithm::AdvIpo));
+    let without = AttackSettings::default();
+    assert_eq!(recipe("no_attack"), RunConfig { attack: None, attack_settings: without.clone(), ..advul.clone() });
+    // A step of the sign as long as the ball is wide.
+    let threat = advul.attack.clone().unwrap().threat;
+    let step = Pgd { threat, steps: 1, rule: StepRule::Sign, momentum: None, ..Pgd::default() };
+    assert_eq!(step.size, StepSize::Decaying(1.0));
+    assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul });
+}
+
 #[test]
 fn the_date_that_a_template_prints_stays_that_of_the_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -272,6 +293,10 @@ fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
     let out = |name: &str| folder.path().join(name);
     succeeds(&mut toy().longer_run(&out("whole")));
     let adapter = |name| fs::read(out(name).join("adapter/adapter_model.safetensors")).unwrap();
+    let curve = |name| fs::read_to_string(out(name).join("curve.jsonl")).unwrap();
+    let points: Vec<Value> = curve("whole").lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(points.iter().map(|point| &point["update"]).collect::<Vec<_>>(), [3, 6]);
+    assert!(points.iter().all(|point| point["measured"]["attacked_loss"].is_f64()), "{points:?}");
     for (name, signal, code) in [("killed", "-KILL", None), ("stopped", "-INT", Some(130))] {
         let mut child = toy().longer_run(&out(name)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         until_update(&mut child, &out(name), 3);
@@ -282,6 +307,7 @@ fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
         assert!(said.contains("going on after update"), "{said}");
         assert_eq!(updates(&out(name)), (1..=8).collect::<Vec<_>>());
         assert!(adapter(name) == adapter("whole"), "{name}");
+        assert_eq!(curve(name), curve("whole"), "{name}");
     }
 }
 
@@ -383,6 +409,13 @@ fn broken_settings_are_named_and_nothing_is_written() {
         fails(example("advipo_gemma").arg("--out").arg(&out).arg("--config").arg(&config), in_message);
     }
     fails(example("advul").args(["--device", "cuda:77", "--out"]).arg(&out), "cuda:77");
+    for (option, value, in_message) in [
+        ("--measured-epsilon", "0", "--measured-epsilon"),
+        ("--held-out", "1.5", "--held-out"),
+        ("--utility-share", "2", "train.utility_share = 2"),
+    ] {
+        fails(toy().run("advul", &out).args([option, value]), in_message);
+    }
     assert!(!out.exists());
 }
 
@@ -403,7 +436,14 @@ fn attacked(out: &Path, attack: &str) -> Vec<String> {
 #[test]
 fn evaluate() {
     let folder = tempfile::tempdir().unwrap();
-    let said = succeeds(example("evaluate").current_dir(folder.path()).args(["--device", "cpu", "--cases", "3"]));
+    let said = succeeds(example("evaluate").current_dir(folder.path()).args([
+        "--device",
+        "cpu",
+        "--cases",
+        "3",
+        "--search-cases",
+        "2",
+    ]));
     for line in ["any attack at least once (not refused)", "held-out chats, perplexity", "gcg, cost"] {
         assert!(said.contains(line), "{line}: {said}");
     }
@@ -413,7 +453,10 @@ fn evaluate() {
     assert_eq!(models.iter().map(|one| &one["setup"]["model"]).collect::<Vec<_>>(), ["before", "after"]);
     for model in models {
         assert_eq!((&model["setup"]["inputs"]["cases"], &model["setup"]["dtype"]), (&json!(3), &json!("float32")));
-        assert!(model["attacks"].as_array().unwrap().iter().all(|attack| attack["done"] == 3), "{model}");
+        for attack in model["attacks"].as_array().unwrap() {
+            let searches = ["gcg", "autodan", "pair"].iter().any(|name| attack["attack"] == *name);
+            assert_eq!(attack["done"], if searches { 2 } else { 3 }, "{attack}");
+        }
     }
     assert!(fs::read_to_string(out.join("report.html")).unwrap().contains("against held-out chats, perplexity"));
     assert!(

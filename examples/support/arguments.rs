@@ -1,9 +1,12 @@
 //! The command line of the training examples.
 
-use std::path::{Path, PathBuf};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+};
 
-use advtrain::{Algorithm, ModelPreset, Preset, Radius, RunConfig};
-use anyhow::Result;
+use advtrain::{Algorithm, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
+use anyhow::{Result, anyhow};
 use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
@@ -19,7 +22,8 @@ pub struct Arguments {
     /// A run's TOML file, in place of a preset
     #[arg(long, conflicts_with_all = ["preset", "family"])]
     pub config: Option<PathBuf>,
-    /// Whose choices: the authors' implementation's, what this crate holds to be right, or the same with a cheaper attack
+    /// Whose choices: the authors' implementation's, what this crate holds to be right, the same with a
+    /// cheaper attack, or that for small models on a CPU
     #[arg(long, value_enum)]
     pub preset: Option<PresetName>,
     /// The paper's model that gives epsilon; without, one of the folder's model type
@@ -28,12 +32,18 @@ pub struct Arguments {
     /// Epsilon, as a share of the mean norm of the embeddings, in place of the preset's
     #[arg(long)]
     pub epsilon: Option<f64>,
+    /// Epsilon of the attack that measures, in place of the run's own: for runs of several epsilons that are compared
+    #[arg(long)]
+    pub measured_epsilon: Option<f64>,
     /// Length of the run in updates; the learning rate's schedule is as long
     #[arg(long)]
     pub updates: Option<usize>,
     /// Rows of an update, in place of the preset's
     #[arg(long)]
     pub batch_size: Option<usize>,
+    /// The share of an update's rows that are utility rows, in place of the preset's
+    #[arg(long)]
+    pub utility_share: Option<f64>,
     /// Decides every random number of the run, in place of the preset's
     #[arg(long)]
     pub seed: Option<u64>,
@@ -49,6 +59,9 @@ pub struct Arguments {
     /// Rows to measure on, of each set
     #[arg(long, default_value_t = 50)]
     pub measured: usize,
+    /// Measure every so many updates too, in short, and write that into curve.jsonl
+    #[arg(long)]
+    pub curve: Option<NonZeroUsize>,
     /// A run of seconds that only shows that everything works
     #[arg(long)]
     pub quick: bool,
@@ -75,7 +88,10 @@ pub struct GivenFiles {
     /// JSONL of chats to stay useful on (UltraChat's form)
     #[arg(long, requires = "model")]
     pub utility: Option<PathBuf>,
-    /// Behaviours to measure on; without, a tenth of the training behaviours is held out
+    /// The share of training behaviours, and of utility chats, that is held out to measure on where no file of them is named
+    #[arg(long, default_value_t = 0.1)]
+    pub held_out: f64,
+    /// Behaviours to measure on; without, some of the training behaviours are held out
     #[arg(long, requires_all = ["validation_targets", "model"])]
     pub validation_behaviors: Option<PathBuf>,
     /// Their targets
@@ -84,9 +100,12 @@ pub struct GivenFiles {
     /// Measure on behaviours of this FunctionalCategory alone (HarmBench: standard, contextual)
     #[arg(long, requires = "behaviors")]
     pub category: Option<String>,
-    /// JSONL of harmless chats to measure on; without, a tenth of the utility chats is held out
+    /// JSONL of harmless chats to measure on; without, some of the utility chats are held out
     #[arg(long, requires = "model")]
     pub harmless: Option<PathBuf>,
+    /// Text with a harmless request on each line, to count refusals on
+    #[arg(long, requires = "model")]
+    pub harmless_requests: Option<PathBuf>,
 }
 
 /// [`Preset`] as a word.
@@ -95,6 +114,7 @@ pub enum PresetName {
     Published,
     Corrected,
     Fast,
+    Small,
 }
 
 /// [`ModelPreset`] as a word.
@@ -118,6 +138,7 @@ impl From<PresetName> for Preset {
             PresetName::Published => Self::Published,
             PresetName::Corrected => Self::Corrected,
             PresetName::Fast => Self::Fast,
+            PresetName::Small => Self::Small,
         }
     }
 }
@@ -151,9 +172,14 @@ impl Arguments {
             config.train.batch_size = config.train.batch_size.min(8);
         }
         config.train.batch_size = self.batch_size.unwrap_or(config.train.batch_size);
+        config.train.utility_share = self.utility_share.unwrap_or(config.train.utility_share);
         config.train.seed = self.seed.unwrap_or(config.train.seed);
         config.train.max_updates = self.updates.or(config.train.max_updates);
         config.validate()?;
+        if let Some(share) = self.measured_epsilon {
+            let threat = ThreatModel { radius: Radius::Relative(share), ..ThreatModel::default() };
+            threat.validate().map_err(|error| anyhow!("--measured-epsilon: {error}"))?;
+        }
         Ok(config)
     }
 

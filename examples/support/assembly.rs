@@ -33,6 +33,11 @@ pub enum AttackName {
 
 impl AttackName {
     pub const ALL: [Self; 6] = [Self::Direct, Self::Prefill, Self::Embedding, Self::Gcg, Self::Autodan, Self::Pair];
+
+    /// Whether it searches for prompts, which takes minutes for each case.
+    pub fn searches(self) -> bool {
+        matches!(self, Self::Gcg | Self::Autodan | Self::Pair)
+    }
 }
 
 /// [`EvaluationPreset`] as a word.

@@ -19,6 +19,22 @@ pub struct Attacked {
     pub notes: Vec<String>,
 }
 
+impl Attacked {
+    /// At most so many cases, at even distances; notes which, if they are not all.
+    pub fn searched(&mut self, most: usize) -> Vec<Case> {
+        let searched = spread(self.cases.clone(), most);
+        if searched.len() < self.cases.len() {
+            let ids = searched.iter().map(|case| case.id.as_str()).collect::<Vec<_>>().join(", ");
+            self.notes.push(format!(
+                "prompts are searched against {} of {} behaviours: {ids}",
+                searched.len(),
+                self.cases.len()
+            ));
+        }
+        searched
+    }
+}
+
 const HASH_CHECK: &str = "left out: tagged hash_check, its harm is decided by comparing hashes and not by a judge";
 
 /// Behaviours with their first targets that hold a text, those of a category alone if one is named, and at most so many

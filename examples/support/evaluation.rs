@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use advtrain::{
     AnswerPair, AttackSettings, CausalLm, Chat, ChatFormat, ContinuationKind, EmbeddingEvaluation, Generation, Iterate,
-    Measurement, Message, Pgd, Rate, ThreatModel, answers, attack_examples, is_refusal, target_losses,
+    Measurement, Message, Pgd, Rate, Request, ThreatModel, answers, attack_examples, is_refusal, target_losses,
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,8 +27,11 @@ pub struct Measured {
     pub refuses: Option<Rate>,
     /// Answers to harmless requests that are the reference answer to the letter, where all references are short enough.
     pub harmless_exact: Option<Rate>,
-    /// Answers to harmless requests that refuse.
+    /// Answers to harmless chats' requests that refuse.
     pub harmless_refused: Option<Rate>,
+    /// Answers to further harmless requests that refuse.
+    #[serde(default)]
+    pub requests_refused: Option<Rate>,
     /// Loss of the harmful target, nats per token.
     pub clean_loss: Option<f64>,
     /// The same under the attack.
@@ -47,6 +50,8 @@ pub struct Measuring {
     /// Rows that are computed together.
     pub rows: usize,
     pub seed: u64,
+    /// On the way: one restart, and nothing without a ball.
+    pub short: bool,
 }
 
 /// A model under measurement.
@@ -83,8 +88,14 @@ impl Measuring {
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rows measured, {eta} left  {msg}")?);
         let subject = Subject { measuring: self, model, format, held_out, bar, stop };
         let mut measured = Measured::default();
-        for part in [Subject::inside_ball, Subject::outside_ball, Subject::requests, Subject::harmless, Subject::chats]
-        {
+        for part in [
+            Subject::inside_ball,
+            Subject::outside_ball,
+            Subject::requests,
+            Subject::harmless,
+            Subject::further_requests,
+            Subject::chats,
+        ] {
             part(&subject, &mut measured)?;
             if stop.load(Ordering::Relaxed) {
                 return Ok(None);
@@ -112,7 +123,9 @@ impl Subject<'_> {
     }
 
     fn inside_ball(&self, measured: &mut Measured) -> Result<()> {
-        let found = self.under_attack(AttackSettings::measuring(), true, "embedding attack")?;
+        let settings = AttackSettings::measuring();
+        let restarts = if self.measuring.short { 1 } else { settings.restarts };
+        let found = self.under_attack(AttackSettings { restarts, ..settings }, true, "embedding attack")?;
         if !found.rows.is_empty() {
             let (clean, attacked) = found.mean_losses();
             (measured.clean_loss, measured.attacked_loss) = (Some(clean), Some(attacked));
@@ -123,6 +136,9 @@ impl Subject<'_> {
     }
 
     fn outside_ball(&self, measured: &mut Measured) -> Result<()> {
+        if self.measuring.short {
+            return Ok(());
+        }
         let once = AttackSettings { iterate: Iterate::Best, ..AttackSettings::default() };
         let found = self.under_attack(once, false, "embedding attack without a ball")?;
         if !found.rows.is_empty() {
@@ -184,6 +200,16 @@ impl Subject<'_> {
         Ok(())
     }
 
+    fn further_requests(&self, measured: &mut Measured) -> Result<()> {
+        let asked = |request: &Request| vec![Message::user(request.text.as_str())];
+        let requests: Vec<_> = self.held_out.requests.iter().map(asked).collect();
+        let said = self.say(&requests, "further harmless requests")?;
+        if !said.is_empty() {
+            measured.requests_refused = Some(Rate::of(said.iter().map(|said| is_refusal(said))));
+        }
+        Ok(())
+    }
+
     fn chats(&self, measured: &mut Measured) -> Result<()> {
         let mut losses = Vec::new();
         for rows in self.pieces(&self.held_out.chat_rows, "loss of chats") {
@@ -238,6 +264,7 @@ pub fn table(before: &Measured, after: &Measured) -> String {
         rate("plain request: refuses", |m| m.refuses),
         rate("harmless request: right to the letter", |m| m.harmless_exact),
         rate("harmless request: refused", |m| m.harmless_refused),
+        rate("further harmless request: refused", |m| m.requests_refused),
         number("loss of the harmful target (nats per token)", |m| m.clean_loss),
         number("the same under attack", |m| m.attacked_loss),
         number("the same under attack without a ball", |m| m.unbounded_loss),

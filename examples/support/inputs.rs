@@ -6,10 +6,10 @@ use std::{
 };
 
 use advtrain::{
-    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, RowIndex, RunConfig, TrainingData,
-    encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_preferences,
+    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, Request, RowIndex, RunConfig,
+    TrainingData, encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_harmless, load_preferences,
 };
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use serde::Serialize;
 
 use super::arguments::GivenFiles;
@@ -23,6 +23,9 @@ pub struct Files {
     pub category: Option<String>,
     pub utility: Option<PathBuf>,
     pub harmless: Option<PathBuf>,
+    pub harmless_requests: Option<PathBuf>,
+    /// The share of rows that is held out where no file of them is named.
+    pub held_out: f64,
 }
 
 /// Where requests with a harmful and a safe answer come from.
@@ -41,6 +44,8 @@ pub struct HeldOut {
     pub chats: Vec<Chat>,
     /// Those of the chats that can be encoded.
     pub chat_rows: Vec<Example>,
+    /// Harmless requests without answers, on which refusals are counted.
+    pub requests: Vec<Request>,
 }
 
 /// Everything that is read, and what happened to rows on the way.
@@ -51,8 +56,6 @@ pub struct Rows {
     pub reports: Vec<(String, LoadReport)>,
 }
 
-/// The share of rows that is held out where no file of them is named.
-const HELD_OUT: f64 = 0.1;
 /// Limits of what is measured on, in tokens: nothing is learnt from it, so it need not be short.
 const LIMITS: (usize, usize) = (4096, 1024);
 
@@ -70,7 +73,15 @@ impl GivenFiles {
             (Some(behaviors), Some(targets)) => Some(Requests::Behaviors { behaviors, targets, refusals: None }),
             _ => None,
         };
-        Some(Files { requests, validation, category: self.category, utility: self.utility, harmless: self.harmless })
+        Some(Files {
+            requests,
+            validation,
+            category: self.category,
+            utility: self.utility,
+            harmless: self.harmless,
+            harmless_requests: self.harmless_requests,
+            held_out: self.held_out,
+        })
     }
 }
 
@@ -98,7 +109,8 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
     let place = |pair: &AnswerPair| rows.iter().position(|row| row.id() == pair.id);
     pairs.retain(|pair| place(pair).is_some());
     pairs.sort_by_key(place);
-    let held_out = HeldOut { pairs, rows, chats, chat_rows };
+    let requests = files.harmless_requests.as_ref().map(load_harmless).transpose()?.unwrap_or_default();
+    let held_out = HeldOut { pairs, rows, chats, chat_rows, requests: spread(requests, measured) };
     Ok(Rows { training: TrainingData { robust, utility }, held_out, reports: reader.reports })
 }
 
@@ -121,7 +133,8 @@ impl Reader<'_> {
         let Some(validation) = &files.validation else {
             let mut parts = (Vec::new(), Vec::new());
             for pair in all {
-                let held_out = is_held_out(&pair.group, HELD_OUT, self.config.train.seed)?;
+                let held_out = is_held_out(&pair.group, files.held_out, self.config.train.seed)
+                    .map_err(|error| anyhow!("--held-out: {error}"))?;
                 if held_out { parts.1.push(pair) } else { parts.0.push(pair) }
             }
             return Ok(parts);
@@ -156,7 +169,7 @@ impl Reader<'_> {
             (None, Some(path)) => {
                 for chat in ChatReader::open(path)? {
                     let chat = chat?;
-                    if is_held_out(&chat.id, HELD_OUT, self.config.train.seed)? {
+                    if is_held_out(&chat.id, files.held_out, self.config.train.seed)? {
                         chats.push(chat);
                     }
                 }
@@ -173,8 +186,8 @@ impl Reader<'_> {
             eprintln!("{}: not trained on, since train.utility_share is 0", path.display());
             return Ok(Vec::new());
         }
-        let (seed, own_file) = (self.config.train.seed, files.harmless.is_some());
-        let stays = |chat: &Chat| own_file || !is_held_out(&chat.id, HELD_OUT, seed).unwrap_or(false);
+        let (seed, own_file, held_out) = (self.config.train.seed, files.harmless.is_some(), files.held_out);
+        let stays = |chat: &Chat| own_file || !is_held_out(&chat.id, held_out, seed).unwrap_or(false);
         let to_measure = RowIndex::of_chats(to_measure);
         let mut trained_on = Vec::new();
         let chats = ChatReader::open(path)?.filter(|chat| chat.as_ref().map_or(true, stays));
@@ -183,7 +196,10 @@ impl Reader<'_> {
         });
         let rows = self.encode("chats to train on", chats, self.config.data.max_tokens)?;
         refuse_overlap("chats to measure on", trained_on.into_iter())?;
-        Ok(rows)
+        match self.config.data.utility_tokens {
+            Some(most) => Ok(rows.into_iter().map(|row| row.first_targets(most)).collect::<advtrain::Result<_>>()?),
+            None => Ok(rows),
+        }
     }
 
     fn encode(

@@ -4,7 +4,10 @@ use std::{
     fs,
     io::IsTerminal,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use advtrain::{
@@ -17,6 +20,7 @@ use serde_json::json;
 
 use super::{
     arguments::Arguments,
+    curve::Curve,
     evaluation::{Measured, Measuring, table},
     inputs::{self, Files, HeldOut, folder_name},
     toy,
@@ -80,8 +84,8 @@ fn stop_on_ctrl_c() -> Result<()> {
 struct Inputs {
     model_folder: PathBuf,
     config: RunConfig,
-    format: ChatFormat,
-    held_out: HeldOut,
+    format: Arc<ChatFormat>,
+    held_out: Arc<HeldOut>,
 }
 
 /// Measures, trains, and measures again.
@@ -96,9 +100,9 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     config.model.dtype = Dtype::of(kind);
     let out = out_folder(&arguments, &plan);
     let Some((model_folder, files)) = model_and_files(&arguments, &out)? else { return Ok(stopped(&out)) };
-    let format = chat_format(&mut config, &model_folder, &out)?;
+    let format = Arc::new(chat_format(&mut config, &model_folder, &out)?);
     let rows = inputs::read(&files, &config, &format, arguments.measured)?;
-    let inputs = Inputs { model_folder, config, format, held_out: rows.held_out };
+    let inputs = Inputs { model_folder, config, format, held_out: Arc::new(rows.held_out) };
 
     let load = || Decoder::load(&inputs.model_folder, kind, device);
     let mut trainer = trainer(&inputs.config, rows.training, load()?, &out)?;
@@ -129,6 +133,13 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     trainer.observe(JsonLines::open(out.join("metrics.jsonl"), done)?);
     trainer.observe(TensorBoard::create(out.join("tensorboard"), done)?);
     trainer.observe(Progress::new());
+    if let Some(every) = arguments.curve {
+        let short = Measuring { short: true, ..measuring.clone() };
+        let (format, held_out) = (inputs.format.clone(), inputs.held_out.clone());
+        let mut curve = Curve::open(out.join("curve.jsonl"), every, done, short, format, held_out)?;
+        curve.catch_up(done, trainer.model())?;
+        trainer.observe(curve);
+    }
     if trainer.run(&STOP)? == Finish::Stopped {
         return Ok(stopped(&out));
     }
@@ -214,7 +225,7 @@ pub fn trainer(
 /// The attack's own threat set; that of a control run without attack is the default one.
 fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
     let mut threat = config.attack.as_ref().map(|attack| attack.threat.clone()).unwrap_or_default();
-    if let Some(share) = arguments.epsilon {
+    if let Some(share) = arguments.measured_epsilon.or(arguments.epsilon) {
         threat.radius = advtrain::Radius::Relative(share);
     }
     Measuring {
@@ -222,6 +233,7 @@ fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
         steps: if arguments.quick { 3 } else { 20 },
         rows: 10,
         seed: config.train.seed,
+        short: false,
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod arguments;
 pub mod assembly;
 pub mod cases;
+pub mod curve;
 pub mod evaluation;
 pub mod inputs;
 pub mod job;

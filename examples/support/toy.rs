@@ -166,6 +166,8 @@ fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
         category: None,
         utility: Some(write_chats(folder, "harmless_training", &useful)?),
         harmless: Some(write_chats(folder, "harmless_validation", &useful_held_out)?),
+        harmless_requests: None,
+        held_out: 0.0,
     })
 }
 

@@ -1,0 +1,82 @@
+#!/bin/sh
+# Makes what docs/results.md says of a hardened SmolLM2-135M: hours of work, in commands that each go on where they were stopped.
+#
+#     examples/recipes/run.sh                    # all
+#     examples/recipes/run.sh train advul-0      # one training
+#     examples/recipes/run.sh evaluate advul-0   # and what it came to
+#
+# The runs lie in runs/claim. From the top of the repository, with these in the environment, or at these places:
+#
+#     MODEL       the model's folder (`make .real/ready` writes it)
+#     BEHAVIORS   adv_training_behaviors.csv with adv_training_targets.json, adv_training_behaviors_safe_responses.csv,
+#                 harmbench_behaviors_text_val.csv and adv_training_val_targets.json beside it
+#     SEED_TASKS  Self-Instruct's seed tasks as UltraChat-form JSONL
+#     XSTEST      xstest_v2_prompts.csv
+set -eu
+MODEL=${MODEL:-.real/smollm2}
+BEHAVIORS=${BEHAVIORS:-data/adv_training_behaviors.csv}
+SEED_TASKS=${SEED_TASKS:-data/self_instruct_seed.jsonl}
+XSTEST=${XSTEST:-data/xstest_v2_prompts.csv}
+
+here=$(dirname "$0")
+data=$(dirname "$BEHAVIORS")
+runs=runs/claim
+example() { name=$1; shift; cargo run --quiet --release --example "$name" -- "$@"; }
+
+# The model's own answers to harmless requests, and the seed tasks.
+utility() {
+    [ -e $runs/utility.jsonl ] && return
+    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt --out $runs/own_answers.jsonl
+    cat "$SEED_TASKS" $runs/own_answers.jsonl > $runs/utility.partial
+    mv $runs/utility.partial $runs/utility.jsonl
+}
+
+# A run is called RECIPE-SEED, or after the number in which it differs from C-AdvUL's recipe.
+train() {
+    utility
+    case $1 in
+        epsilon-*) set -- "$1" advul --epsilon "${1#epsilon-}" ;;
+        share-*) set -- "$1" advul --utility-share "${1#share-}" ;;
+        *) set -- "$1" "${1%-*}" --seed "${1##*-}" ;;
+    esac
+    name=$1 recipe=$2
+    shift 2
+    # What another run measured before its training is taken where it is of the same rows, and measured anew where not.
+    mkdir -p "$runs/$name"
+    [ -e "$runs/$name/before.json" ] || cp $runs/advul-0/before.json "$runs/$name/" 2>/dev/null || true
+    # The recipe's file says which loss it is; the two examples differ in their toys alone.
+    example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
+        --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
+        --utility $runs/utility.jsonl --harmless-requests examples/data/harmless_held_out.txt \
+        --measured-epsilon 0.1 --curve 50 --out "$runs/$name" "$@"
+}
+
+# Behaviours that were neither trained nor tuned on.
+evaluate() {
+    name=$1
+    shift
+    example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
+        --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
+        --attacks direct,embedding,gcg,autodan --search-cases 16 \
+        --utility "xstest=$XSTEST,requests=examples/data/harmless_held_out.txt" --out "$runs/evaluation-$name" "$@"
+}
+
+before() { evaluate untrained; }
+after() { evaluate "$1" --adapter "$runs/$1/adapter"; }
+
+mkdir -p $runs
+case ${1:-all} in
+    train) train "$2" ;;
+    evaluate) if [ "$2" = untrained ]; then before; else after "$2"; fi ;;
+    all)
+        before
+        for name in advul-0 advipo-0 no_attack-0 one_step-0 advul-1 advul-2 advipo-1 advipo-2; do
+            train $name
+            after $name
+        done
+        for name in epsilon-0.025 epsilon-0.05 epsilon-0.2 epsilon-0.4 share-0.4 share-0.6 share-0.9; do
+            train $name
+        done
+        ;;
+    *) sed -n '2,15p' "$0" >&2; exit 2 ;;
+esac
