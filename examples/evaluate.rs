@@ -34,7 +34,7 @@ use support::{
     arguments::Arguments as TrainingArguments,
     assembly::{self, Assembly, AttackName, Given, Helpers, Place},
     cases::{self, Attacked, some_of},
-    inputs::folder_name,
+    inputs::{folder_name, stem},
     job::{self, STOP},
     tasks::{self, Tasks, Utility, UtilityFile, UtilityKind},
     toy, watching,
@@ -268,10 +268,6 @@ fn given(arguments: &Arguments) -> Result<Vec<(String, Given)>> {
         given.push((format!("completions {}", stem(path)), Given::Answers(load_completions(path)?)));
     }
     Ok(given)
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned())
 }
 
 fn settings_name(arguments: &Arguments) -> String {

@@ -16,7 +16,10 @@ use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::sync::atomic::Ordering;
-use support::job::{self, STOP};
+use support::{
+    inputs::stem,
+    job::{self, STOP},
+};
 
 /// Makes utility chats of a model's own answers to harmless requests.
 #[derive(Clone, Debug, Parser)]
@@ -78,8 +81,4 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
         println!("refused or without text, left out: {}", all.left_out.join(", "));
     }
     Ok(Finish::Completed)
-}
-
-fn stem(path: &std::path::Path) -> String {
-    path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned())
 }

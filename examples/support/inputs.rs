@@ -258,6 +258,11 @@ pub fn spread<T>(rows: Vec<T>, most: usize) -> Vec<T> {
     rows.into_iter().enumerate().filter(|(at, _)| wanted.contains(at)).map(|(_, row)| row).collect()
 }
 
+/// The name of a file without its ending.
+pub fn stem(path: &Path) -> String {
+    path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned())
+}
+
 /// The folder that a path names, for names of runs.
 pub fn folder_name(path: &Path) -> String {
     path.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned())
