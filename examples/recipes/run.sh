@@ -21,7 +21,7 @@ XSTEST=${XSTEST:-data/xstest_v2_prompts.csv}
 here=$(dirname "$0")
 data=$(dirname "$BEHAVIORS")
 runs=runs/claim
-example() { name=$1; shift; cargo run --quiet --release --example "$name" -- "$@"; }
+example() { program=$1; shift; cargo run --quiet --release --example "$program" -- "$@"; }
 
 # The model's own answers to harmless requests, and the seed tasks.
 utility() {
