@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, sync::atomic::Ordering};
 
 use advtrain::{
     ChatFormat, Decoder, Dtype, Finish, Generation, SelfDistilled, device, load_harmless, save_chats, self_distilled,
@@ -15,7 +15,6 @@ use advtrain::{
 use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::sync::atomic::Ordering;
 use support::{
     inputs::stem,
     job::{self, STOP},

@@ -6,7 +6,7 @@ use std::{
 };
 
 use advtrain::{Algorithm, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
-use anyhow::{Result, anyhow};
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
@@ -178,7 +178,7 @@ impl Arguments {
         config.validate()?;
         if let Some(share) = self.measured_epsilon {
             let threat = ThreatModel { radius: Radius::Relative(share), ..ThreatModel::default() };
-            threat.validate().map_err(|error| anyhow!("--measured-epsilon: {error}"))?;
+            threat.validate().context("--measured-epsilon")?;
         }
         Ok(config)
     }

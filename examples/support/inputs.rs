@@ -9,7 +9,7 @@ use advtrain::{
     AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, Request, RowIndex, RunConfig,
     TrainingData, encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_harmless, load_preferences,
 };
-use anyhow::{Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 use serde::Serialize;
 
 use super::arguments::GivenFiles;
@@ -133,8 +133,8 @@ impl Reader<'_> {
         let Some(validation) = &files.validation else {
             let mut parts = (Vec::new(), Vec::new());
             for pair in all {
-                let held_out = is_held_out(&pair.group, files.held_out, self.config.train.seed)
-                    .map_err(|error| anyhow!("--held-out: {error}"))?;
+                let held_out =
+                    is_held_out(&pair.group, files.held_out, self.config.train.seed).context("--held-out")?;
                 if held_out { parts.1.push(pair) } else { parts.0.push(pair) }
             }
             return Ok(parts);

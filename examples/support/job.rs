@@ -51,11 +51,11 @@ pub fn ended(work: impl FnOnce() -> Result<Finish>) {
         Ok(Finish::Completed) => {}
         Ok(Finish::Stopped) => std::process::exit(STOPPED),
         Err(error) => {
-            match error.downcast_ref::<advtrain::Error>() {
-                // It says everything itself; its source adds libtorch's C++ trace.
-                Some(error) => eprintln!("error: {error}"),
-                None => eprintln!("error: {error:#}"),
-            }
+            // An error of the crate says everything itself; its source adds libtorch's C++ trace.
+            let inner = error.chain().position(|cause| cause.is::<advtrain::Error>());
+            let said: Vec<String> =
+                error.chain().take(inner.map_or(usize::MAX, |at| at + 1)).map(ToString::to_string).collect();
+            eprintln!("error: {}", said.join(": "));
             std::process::exit(1);
         }
     }
