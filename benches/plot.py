@@ -130,29 +130,29 @@ def panels_of_measures():
 
 def curves():
     """What was measured over training, a line for each recipe."""
+    found = {name: sorted(measured(RUNS / run).items()) for run, name in RECIPES.items() if (RUNS / run / "curve.jsonl").exists()}
+    if not found:
+        return
     figure, panels = panels_of_measures()
-    found = [(name, RUNS / run) for run, name in RECIPES.items() if (RUNS / run / "curve.jsonl").exists()]
-    for name, run in found:
-        points = sorted(measured(run).items())
+    for name, points in found.items():
         for panel, measure in zip(panels, MEASURES.values()):
             panel.plot([update for update, _ in points], [measure(at) for _, at in points], marker=".", linewidth=1, label=name)
             panel.set_xlabel("updates")
-    if found:
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
-        figure.tight_layout()
-        save(figure, "curves.svg")
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
+    figure.tight_layout()
+    save(figure, "curves.svg")
 
 
 def sweep(prefix, base, label, name):
     """What was measured at the end of runs that differ in one number, which their names end in; `base` is that of C-AdvUL's recipe."""
     runs = {base: RUNS / "advul-0"} | {float(run.name.removeprefix(prefix)): run for run in RUNS.glob(f"{prefix}*")}
-    runs = {value: run for value, run in sorted(runs.items()) if (run / "after.json").exists()}
+    runs = {value: measured(run) for value, run in sorted(runs.items()) if (run / "after.json").exists()}
     if len(runs) < 2:
         return
     figure, panels = panels_of_measures()
-    before = measured(next(iter(runs.values())))[0]
+    before = next(iter(runs.values()))[0]
     for panel, measure in zip(panels, MEASURES.values()):
-        panel.plot(list(runs), [measure(max(measured(run).items())[1]) for run in runs.values()], marker="o", linewidth=1)
+        panel.plot(list(runs), [measure(points[max(points)]) for points in runs.values()], marker="o", linewidth=1)
         panel.axhline(measure(before), linestyle=":", color="grey", linewidth=1)
         panel.set_xlabel(label)
         if "epsilon" in label:
