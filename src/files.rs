@@ -29,6 +29,21 @@ pub(crate) fn write(path: &Path, data: &[u8]) -> Result<()> {
     })
 }
 
+/// The lock of a folder, which is made if it is not there. It is free again once the file is closed.
+pub(crate) fn lock(folder: &Path) -> Result<fs::File> {
+    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+    let path = folder.join("lock");
+    let at = |error| Error::io(&path, error);
+    let file = fs::OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at)?;
+    match fs4::FileExt::try_lock(&file) {
+        Ok(()) => Ok(file),
+        Err(fs4::TryLockError::WouldBlock) => {
+            Err(Error::file(folder, "another process is at work in this folder; wait for it, or choose another folder"))
+        }
+        Err(fs4::TryLockError::Error(error)) => Err(at(error)),
+    }
+}
+
 /// Removes a file, if it is there.
 pub(crate) fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {

@@ -9,7 +9,9 @@ use std::{
     time::Duration,
 };
 
-use advtrain::{Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, RunConfig, StepRule, StepSize};
+use advtrain::{
+    Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, RunConfig, StepRule, StepSize, UpdateMetrics,
+};
 use serde_json::{Value, json};
 
 /// The example's program, built in the profile of this test.
@@ -135,7 +137,8 @@ fn leaves_everything(name: &str, out: &Path) {
 
 /// The updates of a run's metrics, in the order of the file.
 fn updates(out: &Path) -> Vec<usize> {
-    JsonLines::read(out.join("metrics.jsonl")).map_or(Vec::new(), |all| all.iter().map(|one| one.update).collect())
+    JsonLines::<UpdateMetrics>::read(out.join("metrics.jsonl"))
+        .map_or(Vec::new(), |all| all.iter().map(|one| one.update).collect())
 }
 
 #[test]

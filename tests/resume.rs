@@ -113,6 +113,24 @@ fn a_killed_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_been() {
 }
 
 #[test]
+fn a_folder_is_of_one_run_until_that_ends() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let build = || random_run().folder(folder.path()).build().unwrap();
+    let mut first = build();
+    first.resume().unwrap();
+    let mut second = build();
+    let path = folder.path().display().to_string();
+    for error in [second.resume().unwrap_err(), second.run(&AtomicBool::new(false)).unwrap_err()] {
+        let error = error.to_string();
+        assert!(error.starts_with(&path) && error.contains("another process is at work"), "{error}");
+    }
+    assert_eq!(second.updates_done(), 0);
+    assert_eq!(first.run(&AtomicBool::new(true)).unwrap(), Finish::Stopped);
+    second.resume().unwrap();
+}
+
+#[test]
 fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
     let _turn = alone();
     let folder = tempfile::tempdir().unwrap();

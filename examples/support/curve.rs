@@ -1,14 +1,8 @@
 //! What is measured on the way.
 
-use std::{
-    fs::{self, OpenOptions},
-    io::Write,
-    num::NonZeroUsize,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{num::NonZeroUsize, path::Path, sync::Arc};
 
-use advtrain::{CausalLm, ChatFormat, Error, Observer, Result, UpdateMetrics};
+use advtrain::{CausalLm, ChatFormat, Error, JsonLines, Observer, Result, UpdateMetrics};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -20,7 +14,7 @@ use super::{
 /// Measures the model every so many updates, and adds a line of JSON to a file.
 pub struct Curve {
     every: NonZeroUsize,
-    path: PathBuf,
+    points: JsonLines<Point>,
     /// The last update of which the file had a line when it was opened.
     last: Option<usize>,
     measuring: Measuring,
@@ -38,21 +32,16 @@ struct Point {
 impl Curve {
     /// Goes on with a file behind its lines up to the update `done`.
     pub fn open(
-        path: PathBuf,
+        path: &Path,
         every: NonZeroUsize,
         done: usize,
         measuring: Measuring,
         format: Arc<ChatFormat>,
         held_out: Arc<HeldOut>,
     ) -> anyhow::Result<Self> {
-        let text = if path.exists() { fs::read_to_string(&path)? } else { String::new() };
-        // A last line may have been cut off; its update is made again.
-        let points = text.lines().filter_map(|line| serde_json::from_str::<Point>(line).ok());
-        let kept: Vec<Point> = points.filter(|point| point.update <= done).collect();
-        let lines = kept.iter().map(|point| Ok(serde_json::to_string(point)? + "\n"));
-        fs::write(&path, lines.collect::<anyhow::Result<String>>()?)?;
-        let last = kept.last().map(|point| point.update);
-        Ok(Self { every, path, last, measuring, format, held_out })
+        let points = JsonLines::open(path, |point: &Point| point.update <= done)?;
+        let last = JsonLines::<Point>::read(path)?.last().map(|point| point.update);
+        Ok(Self { every, points, last, measuring, format, held_out })
     }
 
     /// The point of an update that is there without it: its measuring was stopped.
@@ -69,8 +58,7 @@ impl Curve {
         let frozen = model.frozen(false)?;
         let model = frozen.as_deref().unwrap_or(model);
         let Some(measured) = self.measuring.measure(model, &self.format, &self.held_out, &STOP)? else { return Ok(()) };
-        let mut file = OpenOptions::new().append(true).open(&self.path)?;
-        Ok(file.write_all((serde_json::to_string(&Point { update, measured })? + "\n").as_bytes())?)
+        Ok(self.points.add(&Point { update, measured })?)
     }
 }
 

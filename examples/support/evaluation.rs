@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use advtrain::{
     AnswerPair, AttackSettings, CausalLm, Chat, ChatFormat, ContinuationKind, EmbeddingEvaluation, Generation, Iterate,
-    Measurement, Message, Pgd, Rate, Request, ThreatModel, answers, attack_examples, is_refusal, target_losses,
+    Measurement, Message, Pgd, Rate, ThreatModel, answers, attack_examples, is_refusal, target_losses,
 };
 use anyhow::Result;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -201,8 +201,7 @@ impl Subject<'_> {
     }
 
     fn further_requests(&self, measured: &mut Measured) -> Result<()> {
-        let asked = |request: &Request| vec![Message::user(request.text.as_str())];
-        let requests: Vec<_> = self.held_out.requests.iter().map(asked).collect();
+        let requests: Vec<_> = self.held_out.requests.iter().map(|request| vec![request.message()]).collect();
         let said = self.say(&requests, "further harmless requests")?;
         if !said.is_empty() {
             measured.requests_refused = Some(Rate::of(said.iter().map(|said| is_refusal(said))));

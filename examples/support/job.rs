@@ -12,7 +12,7 @@ use std::{
 
 use advtrain::{
     AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
-    ModelCard, Preset, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, device,
+    ModelCard, Preset, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, UpdateMetrics, device,
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -130,13 +130,13 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
             }
         }
     };
-    trainer.observe(JsonLines::open(out.join("metrics.jsonl"), done)?);
+    trainer.observe(JsonLines::open(out.join("metrics.jsonl"), |made: &UpdateMetrics| made.update <= done)?);
     trainer.observe(TensorBoard::create(out.join("tensorboard"), done)?);
     trainer.observe(Progress::new());
     if let Some(every) = arguments.curve {
         let short = Measuring { short: true, ..measuring.clone() };
         let (format, held_out) = (inputs.format.clone(), inputs.held_out.clone());
-        let mut curve = Curve::open(out.join("curve.jsonl"), every, done, short, format, held_out)?;
+        let mut curve = Curve::open(&out.join("curve.jsonl"), every, done, short, format, held_out)?;
         curve.catch_up(done, trainer.model())?;
         trainer.observe(curve);
     }
@@ -295,7 +295,7 @@ fn write_results(
     write_json(&out.join("after.json"), after)?;
     let adapter = out.join("adapter");
     model.save_lora(&adapter, &inputs.model_folder.to_string_lossy())?;
-    let metrics = JsonLines::read(out.join("metrics.jsonl"))?;
+    let metrics: Vec<UpdateMetrics> = JsonLines::read(out.join("metrics.jsonl"))?;
     ModelCard {
         base_model: &inputs.model_folder.to_string_lossy(),
         config: &inputs.config,

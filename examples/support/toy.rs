@@ -12,7 +12,7 @@ use std::{
 use advtrain::{
     AdvIpoLoss, AdversarialTrainer, Algorithm, ChatFormat, ChatReader, ChatTemplate, Decoder, Finish, JsonLines,
     LoraConfig, LossConfig, ModelPreset, OptimizerConfig, Preset, Progress, RunConfig, SpecialTokens, SupervisedLoss,
-    TemplatePreset, TrainSettings, TrainingData, Turns, encode_chats,
+    TemplatePreset, TrainSettings, TrainingData, Turns, UpdateMetrics, encode_chats,
     tch::{Device, Kind},
 };
 use rand::{SeedableRng, seq::SliceRandom};
@@ -247,7 +247,7 @@ fn comply(
         .settings(settings)
         .build()?;
     trainer.observe(Progress::new());
-    trainer.observe(JsonLines::open(folder.join("supervised.jsonl"), 0)?);
+    trainer.observe(JsonLines::open(folder.join("supervised.jsonl"), |_: &UpdateMetrics| false)?);
     if trainer.run(stop)? == Finish::Stopped {
         return Ok(None);
     }

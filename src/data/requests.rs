@@ -5,7 +5,7 @@ use std::{collections::HashMap, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::table::Table;
-use crate::{Error, Result, files};
+use crate::{Error, Message, Result, files};
 
 /// A request and whether it should be answered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,9 +18,15 @@ pub struct Request {
     pub harmless: bool,
 }
 
+impl Request {
+    /// What asks it, as the user's message.
+    pub fn message(&self) -> Message {
+        Message::user(self.text.as_str())
+    }
+}
+
 /// Reads the CSV of XSTest (Röttger et al. 2024): the types that begin with `contrast_` should be refused, unless a
-/// column
-/// `label` (`safe`, `unsafe`) says what is.
+/// column `label` (`safe`, `unsafe`) says what is.
 ///
 /// # Errors
 /// If the file cannot be read, lacks a column, a field has no value that can be read, or two requests have one id.

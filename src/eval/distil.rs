@@ -28,8 +28,7 @@ pub fn self_distilled(
     generation: &Generation,
     rows: usize,
 ) -> Result<SelfDistilled> {
-    let conversations: Vec<Vec<Message>> =
-        requests.iter().map(|request| vec![Message::user(request.text.as_str())]).collect();
+    let conversations: Vec<Vec<Message>> = requests.iter().map(|request| vec![request.message()]).collect();
     let said = answers(model, format, &conversations, generation, rows)?;
     Ok(rows_of(requests, said, place))
 }
@@ -41,7 +40,7 @@ fn rows_of(requests: &[Request], said: Vec<String>, place: &str) -> SelfDistille
             found.left_out.push(request.id.clone());
             continue;
         }
-        let messages = vec![Message::user(request.text.as_str()), Message::assistant(answer)];
+        let messages = vec![request.message(), Message::assistant(answer)];
         found.chats.push(Chat { id: request.id.clone(), place: place.to_string(), messages });
     }
     found

@@ -3,7 +3,7 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File, OpenOptions},
+    fs::{File, OpenOptions},
     io::Write,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -49,7 +49,6 @@ pub struct Evaluation {
 }
 
 const RECORDS: &str = "records.jsonl";
-const LOCK: &str = "lock";
 
 /// The file of records, to add to, and the lock that keeps others from it.
 #[derive(Debug)]
@@ -67,7 +66,7 @@ impl Evaluation {
     /// read or written.
     pub fn open(folder: impl Into<PathBuf>, setup: Setup) -> Result<Self> {
         let folder = folder.into();
-        let lock = lock(&folder)?;
+        let lock = files::lock(&folder)?;
         let path = folder.join(SETUP);
         if let Some(earlier) = Setup::read(&folder)? {
             check_same(&path, &earlier, &setup)?;
@@ -337,22 +336,6 @@ impl Evaluation {
             }
             _ => Ok(()),
         }
-    }
-}
-
-/// The lock of a folder, which is made if it is not there. It is free again once the file is closed.
-fn lock(folder: &Path) -> Result<File> {
-    fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
-    let path = folder.join(LOCK);
-    let at = |error| Error::io(&path, error);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path).map_err(at)?;
-    match fs4::FileExt::try_lock(&file) {
-        Ok(()) => Ok(file),
-        Err(fs4::TryLockError::WouldBlock) => Err(Error::file(
-            folder,
-            "another process is at work on the evaluation in this folder; wait for it, or choose another folder",
-        )),
-        Err(fs4::TryLockError::Error(error)) => Err(at(error)),
     }
 }
 

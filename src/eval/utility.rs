@@ -13,8 +13,7 @@ use super::{
     refusal::is_refusal,
 };
 use crate::{
-    Batch, ContinuationKind, Error, Example, Message, MultipleChoice, Request, Result, TokenKind, Tokens,
-    digest::bytes_digest,
+    Batch, ContinuationKind, Error, Example, MultipleChoice, Request, Result, TokenKind, Tokens, digest::bytes_digest,
 };
 
 /// Something that a useful model does well, item by item.
@@ -130,7 +129,7 @@ impl RequestTask {
     fn prompt(&self, subject: &Subject, request: &Request) -> Result<Tokens> {
         match self.framing {
             Framing::Template => {
-                let messages = [Message::user(&request.text)];
+                let messages = [request.message()];
                 subject.check(&messages)?;
                 subject.format().prompt(&messages)
             }

@@ -142,7 +142,7 @@ impl<M: TrainableLm> TrainerBuilder<M> {
                 let mut identity = identity;
                 identity.extend(identity::of_run(&settings, &self.data, updates_total)?);
                 let store = CheckpointStore::new(folder, settings.keep_checkpoints);
-                Some(Checkpoints { store, identity, newest: None })
+                Some(Checkpoints { store, identity, newest: None, lock: None })
             }
             None => None,
         };

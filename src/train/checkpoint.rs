@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The folder `<run>/checkpoints`, with a folder per checkpoint.
 #[derive(Debug)]
@@ -21,6 +21,11 @@ impl CheckpointStore {
     /// `keep`: how many of the newest checkpoints stay; at least one does.
     pub(super) fn new(run: &Path, keep: usize) -> Self {
         Self { folder: run.join("checkpoints"), keep: keep.max(1) }
+    }
+
+    /// Keeps other processes from the folder, until the file is closed.
+    pub(super) fn lock(&self) -> Result<fs::File> {
+        files::lock(&self.folder)
     }
 
     /// Writes a checkpoint beside its place, by `write`, and renames it into place; then removes the oldest. The place must

@@ -3,10 +3,12 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{IsTerminal, Write, stderr},
+    marker::PhantomData,
     path::{Path, PathBuf},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Serialize, de::DeserializeOwned};
 
 use super::metrics::UpdateMetrics;
 use crate::{CausalLm, Error, Result, files};
@@ -49,25 +51,26 @@ impl<O: Observer + ?Sized> Observer for Box<O> {
     }
 }
 
-/// Writes one JSON object per update and line.
+/// A file of one JSON object a line: of every update's metrics, or of what else a run measures on its way.
 #[derive(Debug)]
-pub struct JsonLines {
+pub struct JsonLines<T = UpdateMetrics> {
     path: PathBuf,
     file: File,
+    lines: PhantomData<fn(&T)>,
 }
 
-impl JsonLines {
-    /// Opens a file to append to, keeping the lines of its first `keep` updates: 0 for a new run, the checkpoint's update
-    /// for one that goes on.
+impl<T: Serialize + DeserializeOwned> JsonLines<T> {
+    /// Opens a file to append to, with those of its lines that are to be kept: a run that goes on drops what its checkpoint
+    /// does not know.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or a line but the last is not an update's metrics.
-    pub fn open(path: impl Into<PathBuf>, keep: usize) -> Result<Self> {
+    /// If the file cannot be read or written, or a line but the last is no `T`: the message names the line.
+    pub fn open(path: impl Into<PathBuf>, keep: impl Fn(&T) -> bool) -> Result<Self> {
         let path = path.into();
         let mut kept = Vec::new();
         if path.exists() {
-            for (line, metrics) in whole_lines(&path, &read_bytes(&path)?)? {
-                if metrics.update <= keep {
+            for (line, value) in whole_lines(&path, &read_bytes(&path)?)? {
+                if keep(&value) {
                     kept.extend_from_slice(line);
                     kept.push(b'\n');
                 }
@@ -75,16 +78,26 @@ impl JsonLines {
         }
         files::write(&path, &kept)?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|error| Error::io(&path, error))?;
-        Ok(Self { path, file })
+        Ok(Self { path, file, lines: PhantomData })
     }
 
-    /// Reads the metrics of a file that a run wrote or is writing: a last line that is cut off is left out.
+    /// Reads a file that a run wrote or is writing: a last line that is cut off is left out.
     ///
     /// # Errors
-    /// If the file cannot be read, or a line is not an update's metrics: the message names the line.
-    pub fn read(path: impl AsRef<Path>) -> Result<Vec<UpdateMetrics>> {
+    /// If the file cannot be read, or a line is no `T`: the message names the line.
+    pub fn read(path: impl AsRef<Path>) -> Result<Vec<T>> {
         let path = path.as_ref();
-        Ok(whole_lines(path, &read_bytes(path)?)?.into_iter().map(|(_, metrics)| metrics).collect())
+        Ok(whole_lines(path, &read_bytes(path)?)?.into_iter().map(|(_, value)| value).collect())
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn add(&mut self, value: &T) -> Result<()> {
+        let mut line = serde_json::to_string(value).map_err(|error| Error::file(&self.path, error.to_string()))?;
+        line.push('\n');
+        self.file.write_all(line.as_bytes()).map_err(|error| Error::io(&self.path, error))
     }
 }
 
@@ -94,13 +107,13 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// The lines of a file and what they say, without the last if a crash cut it off.
-fn whole_lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(&'a [u8], UpdateMetrics)>> {
+fn whole_lines<'a, T: DeserializeOwned>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(&'a [u8], T)>> {
     let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
     let last = lines.iter().rposition(|line| !line.is_empty());
     let mut whole = Vec::new();
     for (index, line) in lines.into_iter().enumerate().filter(|(_, line)| !line.is_empty()) {
         match serde_json::from_slice(line) {
-            Ok(metrics) => whole.push((line, metrics)),
+            Ok(value) => whole.push((line, value)),
             Err(_) if Some(index) == last => {
                 tracing::warn!(path = %path.display(), line = index + 1, "the last line is cut off and left out");
             }
@@ -112,9 +125,7 @@ fn whole_lines<'a>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(&'a [u8], Update
 
 impl Observer for JsonLines {
     fn update(&mut self, metrics: &UpdateMetrics) -> Result<()> {
-        let mut line = serde_json::to_string(metrics).map_err(|error| Error::file(&self.path, error.to_string()))?;
-        line.push('\n');
-        self.file.write_all(line.as_bytes()).map_err(|error| Error::io(&self.path, error))
+        self.add(metrics)
     }
 }
 
@@ -169,10 +180,14 @@ impl Observer for Progress {
 mod tests {
     use super::*;
 
+    fn open(path: &Path, updates: usize) -> Result<JsonLines> {
+        JsonLines::open(path, |metrics: &UpdateMetrics| metrics.update <= updates)
+    }
+
     fn file_of(updates: &[usize]) -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("metrics.jsonl");
-        let mut lines = JsonLines::open(&path, 0).unwrap();
+        let mut lines = open(&path, 0).unwrap();
         for update in updates {
             lines.update(&UpdateMetrics { update: *update, ..Default::default() }).unwrap();
         }
@@ -180,17 +195,17 @@ mod tests {
     }
 
     fn updates(path: &Path) -> Vec<usize> {
-        JsonLines::read(path).unwrap().iter().map(|metrics| metrics.update).collect()
+        JsonLines::read(path).unwrap().iter().map(|metrics: &UpdateMetrics| metrics.update).collect()
     }
 
     #[test]
     fn a_resumed_run_drops_what_its_checkpoint_does_not_know() {
         let (_folder, path) = file_of(&[1, 2, 3]);
-        let mut lines = JsonLines::open(&path, 2).unwrap();
+        let mut lines = open(&path, 2).unwrap();
         lines.update(&UpdateMetrics { update: 3, loss: f64::NAN, ..Default::default() }).unwrap();
-        JsonLines::open(&path, 3).unwrap();
+        open(&path, 3).unwrap();
         assert_eq!(updates(&path), [1, 2, 3]);
-        assert!(JsonLines::read(&path).unwrap()[2].loss.is_nan());
+        assert!(JsonLines::<UpdateMetrics>::read(&path).unwrap()[2].loss.is_nan());
     }
 
     #[test]
@@ -200,10 +215,10 @@ mod tests {
         // Cut inside a character of two bytes.
         fs::write(&path, [whole.as_slice(), b"{\"terms\":{\"\xc3"].concat()).unwrap();
         assert_eq!(updates(&path), [1, 2]);
-        JsonLines::open(&path, 2).unwrap();
+        open(&path, 2).unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole);
         fs::write(&path, [b"{\n", whole.as_slice()].concat()).unwrap();
-        assert!(JsonLines::open(&path, 2).unwrap_err().to_string().contains("line 1"));
+        assert!(open(&path, 2).unwrap_err().to_string().contains("line 1"));
         assert!(fs::read(&path).unwrap().starts_with(b"{\n"));
     }
 }

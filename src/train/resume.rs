@@ -1,6 +1,6 @@
 //! How a run is saved and goes on.
 
-use std::path::PathBuf;
+use std::{fs::File, path::PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +18,8 @@ pub(super) struct Checkpoints {
     pub(super) identity: Identity,
     /// The update of the newest one that this run wrote or went on from.
     pub(super) newest: Option<usize>,
+    /// While the run is at work, or about to be.
+    pub(super) lock: Option<File>,
 }
 
 /// The numbers of a checkpoint that are not tensors.
@@ -34,6 +36,20 @@ const WARM_STARTS: &str = "warm_starts.safetensors";
 const ATTACK: &str = "attack.safetensors";
 
 impl<M: TrainableLm> AdversarialTrainer<M> {
+    /// Keeps other processes from the folder.
+    pub(super) fn hold_folder(&mut self) -> Result<()> {
+        if let Some(checkpoints) = self.checkpoints.as_mut().filter(|checkpoints| checkpoints.lock.is_none()) {
+            checkpoints.lock = Some(checkpoints.store.lock()?);
+        }
+        Ok(())
+    }
+
+    pub(super) fn release_folder(&mut self) {
+        if let Some(checkpoints) = &mut self.checkpoints {
+            checkpoints.lock = None;
+        }
+    }
+
     /// An error if the folder holds checkpoints that this run neither wrote nor goes on from.
     pub(super) fn check_folder(&self) -> Result<()> {
         match self.latest_checkpoint()? {
@@ -82,12 +98,14 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
         }
     }
 
-    /// Goes back to the newest checkpoint of the trainer's folder, if there is one; gives the number of updates done.
+    /// Goes back to the newest checkpoint of the trainer's folder, if there is one; gives the number of updates done. No other
+    /// process can use the folder from then on, until the run ends or the trainer is dropped.
     ///
     /// # Errors
-    /// If the checkpoint is of another run (another original model, adapter, attack, loss, setting or row: the message says
+    /// If another process is at work in the folder, if the checkpoint is of another run (another original model, adapter, attack, loss, setting or row: the message says
     /// which), or a file of it is not what it should be. The weights are then as they were.
     pub fn resume(&mut self) -> Result<usize> {
+        self.hold_folder()?;
         let (Some((update, folder)), Some(checkpoints)) = (self.latest_checkpoint()?, &mut self.checkpoints) else {
             return Ok(0);
         };

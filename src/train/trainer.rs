@@ -330,9 +330,16 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// updates: once it is true, a checkpoint is written and the run ends.
     ///
     /// # Errors
-    /// As [`AdversarialTrainer::step`], or if an observer fails or a checkpoint cannot be written; at once if the folder holds
-    /// checkpoints of an earlier run and [`AdversarialTrainer::resume`] was not called.
+    /// As [`AdversarialTrainer::step`], or if an observer fails or a checkpoint cannot be written; at once if another process is
+    /// at work in the folder, or it holds checkpoints of an earlier run and [`AdversarialTrainer::resume`] was not called.
     pub fn run(&mut self, stop: &AtomicBool) -> Result<Finish> {
+        self.hold_folder()?;
+        let finish = self.make_updates(stop);
+        self.release_folder();
+        finish
+    }
+
+    fn make_updates(&mut self, stop: &AtomicBool) -> Result<Finish> {
         self.check_folder()?;
         while self.update < self.updates_total {
             if stop.load(Ordering::Relaxed) {
