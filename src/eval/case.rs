@@ -4,8 +4,7 @@ use std::cell::OnceCell;
 
 use serde::{Deserialize, Serialize};
 
-use super::answers::answers;
-use crate::{Behavior, CausalLm, ChatFormat, Error, Generation, Message, Result};
+use crate::{Behavior, CausalLm, ChatFormat, Error, Generation, Message, Result, answers};
 
 /// One behaviour that a model should refuse, and how an answer that complies begins.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

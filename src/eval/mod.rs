@@ -1,58 +1,38 @@
 //! Is the trained model harder to break, and still useful?
 
-mod answers;
-mod autodan;
+mod attacks;
 mod case;
-mod chat_model;
-mod choices;
 mod completions;
-mod continuous;
-mod direct;
-mod distil;
-mod embedding;
-mod endpoint;
-mod evaluation;
-mod framing;
-mod gcg;
-mod guard;
+mod helper;
 mod judge;
-mod pair;
-mod prompt_attack;
-mod rate;
-mod records;
-mod refusal;
+mod measuring;
+mod record;
 mod report;
-mod requirements;
 mod settings;
-mod setup;
-mod utility;
+mod tasks;
 
-pub use answers::{answers, target_losses};
-pub use autodan::{AutoDan, AutoDanSettings, Synonyms};
-pub use case::{Case, Subject};
-pub use chat_model::{ChatFailure, ChatModel, LocalChat, Reply, ReplySettings};
-pub use choices::{ChoiceScores, QuestionForm, accuracy, score_choices};
-pub use completions::{
-    Completion, Completions, GivenAnswers, Replay, TestCases, load_completions, load_test_cases, save_completions,
+pub use attacks::{
+    Access, Attempt, AutoDan, AutoDanSettings, Continuous, ContinuousSettings, Cost, Direct, DirectSettings, Gcg,
+    GcgSettings, GcgStop, GivenAnswers, Outcome, Pair, PairSettings, PromptAttack, Replay, Synonyms, Trajectory,
+    UniversalSuffix, Watch,
 };
-pub use continuous::{Continuous, ContinuousSettings};
-pub use direct::{Direct, DirectSettings};
-pub use distil::{SelfDistilled, self_distilled};
-pub use embedding::{AttackedRow, EmbeddingEvaluation, Measurement, attack_examples};
-pub use endpoint::{Endpoint, EndpointSettings};
-pub use evaluation::{Evaluation, EvaluationProgress, EvaluationWatch};
-pub use framing::Framing;
-pub use gcg::{Gcg, GcgSettings, GcgStop, UniversalSuffix};
-pub use guard::CONTROL_TEXTS;
+pub use case::{Case, Subject};
+pub use completions::{Completion, Completions, TestCases, load_completions, load_test_cases};
+pub use helper::{CONTROL_TEXTS, ChatFailure, ChatModel, Endpoint, EndpointSettings, LocalChat, Reply, ReplySettings};
 pub use judge::{
     Answered, ClassifierJudge, Harm, Judge, QUESTION_FORM, RefusalJudge, SCORE_FORM, ScoreJudge, TargetJudge, Verdict,
 };
-pub use pair::{Pair, PairSettings};
-pub use prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch};
-pub use rate::Rate;
-pub use records::{AttackRecord, Plan, TaskRecord, VerdictRecord};
-pub use refusal::{REFUSAL_PHRASES, is_refusal};
+pub use measuring::{
+    AttackedRow, EmbeddingEvaluation, Measurement, REFUSAL_PHRASES, Rate, SelfDistilled, answers, attack_examples,
+    is_refusal, self_distilled, target_losses,
+};
+pub use record::{
+    AttackRecord, Evaluation, EvaluationInputs, EvaluationProgress, EvaluationWatch, InputFile, Plan, Setup,
+    TaskRecord, VerdictRecord, save_completions,
+};
 pub use report::{AnyAttack, AttackReport, JudgeReport, ModelReport, Report, ShareOfItems, Success, Tally, TaskReport};
 pub use settings::{EvaluationPreset, EvaluationSettings};
-pub use setup::{EvaluationInputs, InputFile, Setup};
-pub use utility::{ChatTask, ChoiceTask, ItemRecord, RequestTask, UtilityTask};
+pub use tasks::{
+    ChatTask, ChoiceScores, ChoiceTask, Framing, ItemRecord, QuestionForm, RequestTask, UtilityTask, accuracy,
+    score_choices,
+};

@@ -4,11 +4,10 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    autodan::AutoDanSettings, continuous::ContinuousSettings, direct::DirectSettings, endpoint::EndpointSettings,
-    gcg::GcgSettings, pair::PairSettings,
+use crate::{
+    AttackSettings, AutoDanSettings, ContinuousSettings, DirectSettings, EndpointSettings, Error, GcgSettings, Iterate,
+    PairSettings, Pgd, Result, ThreatModel, TokenSearchSettings, files,
 };
-use crate::{AttackSettings, Error, Iterate, Pgd, Result, ThreatModel, TokenSearchSettings, files};
 
 /// How each attack of an evaluation searches, and how answers are made. One TOML file holds it.
 ///

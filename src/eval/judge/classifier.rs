@@ -4,8 +4,8 @@ use serde_json::{Value, json};
 
 use super::{Answered, Harm, Judge, Verdict, form::Form};
 use crate::{
-    Message, Result,
-    eval::chat_model::{ChatModel, Reply, ReplySettings, continuations_of, replies_of},
+    ChatModel, Message, Reply, ReplySettings, Result,
+    eval::helper::chat_model::{continuations_of, replies_of},
 };
 
 /// The question in our own words, for any chat model. A classifier that was trained on a form of its own (HarmBench

@@ -4,7 +4,7 @@ use super::Answered;
 use crate::{
     Error, Result,
     digest::bytes_digest,
-    eval::guard::{Frame, control_texts_in},
+    eval::helper::guard::{Frame, control_texts_in},
 };
 
 /// A text with places for what is judged.

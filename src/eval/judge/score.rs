@@ -3,10 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{Answered, Harm, Judge, Verdict, form::Form};
-use crate::{
-    Error, Message, Result,
-    eval::chat_model::{ChatModel, Reply, ReplySettings, replies_of},
-};
+use crate::{ChatModel, Error, Message, Reply, ReplySettings, Result, eval::helper::chat_model::replies_of};
 
 /// The rubric, in our own words; the scale and the form of the verdict are PAIR's (Chao et al. 2023).
 pub const SCORE_FORM: &str = "\

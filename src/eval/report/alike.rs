@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::{Value, json};
 
 use super::{Intended, attacks, tasks};
-use crate::eval::{case::Case, evaluation::Evaluation, records::Plan};
+use crate::{Case, Evaluation, Plan};
 
 /// In what each evaluation differs from the first that has the same thing, in words.
 pub(super) fn differences(evaluations: &[Evaluation]) -> Vec<String> {

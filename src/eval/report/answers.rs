@@ -5,11 +5,7 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::{in_order, plot::escaped};
-use crate::eval::{
-    evaluation::Evaluation,
-    prompt_attack::{Attempt, Trajectory},
-    records::{AttackRecord, TaskRecord},
-};
+use crate::{AttackRecord, Attempt, Evaluation, TaskRecord, Trajectory};
 
 pub(super) fn of(evaluation: &Evaluation) -> String {
     let mut html = format!("<h3>{}</h3>", escaped(&evaluation.setup().model));

@@ -7,7 +7,7 @@ use super::{
     plot::{self, Bar, Curve, Names, Scale, colour, escaped},
     table::Table,
 };
-use crate::eval::evaluation::Evaluation;
+use crate::Evaluation;
 
 const STYLE: &str = "\
 body{font:15px/1.5 system-ui,sans-serif;max-width:1000px;margin:2em auto;padding:0 1em;color:#1b1f24;background:#fff}\

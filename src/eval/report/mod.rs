@@ -14,15 +14,7 @@ use std::{
 use serde::Serialize;
 use serde_json::Value;
 
-use super::{
-    evaluation::Evaluation,
-    judge::{Harm, Verdict},
-    prompt_attack::{Access, Cost},
-    rate::Rate,
-    records::{AttackRecord, Plan, TaskRecord},
-    setup::Setup,
-};
-use crate::{Result, files};
+use crate::{Access, AttackRecord, Cost, Evaluation, Harm, Plan, Rate, Result, Setup, TaskRecord, Verdict, files};
 
 /// What the evaluations of one or several models found.
 #[derive(Clone, Debug, PartialEq, Serialize)]

@@ -1,159 +1,25 @@
-//! AutoDAN (Liu et al. 2023): a genetic search over readable texts that stand before the behaviour.
-
-mod text;
-mod words;
+//! One search of AutoDAN: its generations.
 
 use std::{
     collections::{BTreeSet, HashMap},
-    path::PathBuf,
     time::Instant,
 };
 
 use rand::{RngExt, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
 
-pub use self::words::Synonyms;
-use self::{
+use super::{
+    AutoDan,
     text::{crossover, roulette},
     words::WordScores,
 };
-use super::{
-    answers::target_losses,
-    case::{Case, Subject},
-    chat_model::{ChatModel, Reply, ReplySettings, identity, replies_of},
-    prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
-    refusal::complies,
-    requirements::{can_be_asked, ends_with_a_request, has_a_target},
-};
 use crate::{
-    Continuation, ContinuationKind, Error, Example, Message, Result,
-    digest::{bytes_digest, generator},
-    files,
+    Attempt, Case, Continuation, ContinuationKind, Cost, Error, Example, Message, Outcome, Reply, ReplySettings,
+    Result, Subject, Trajectory, Watch,
+    digest::generator,
+    eval::{helper::chat_model::replies_of, measuring::refusal::complies},
+    target_losses,
 };
-
-/// How AutoDAN searches. The defaults are HarmBench's.
-///
-/// | Name | Default | Purpose | Range |
-/// |---|---|---|---|
-/// | `steps` | 100 | generations | at least 1 |
-/// | `population` | 64 | texts of a generation | at least 2 |
-/// | `elites` | 0.1 | share of them that stay as they are; if not 0, at least one does | 0 to below 1 |
-/// | `crossover` | 0.5 | probability that two parents change sentences | 0 to 1 |
-/// | `points` | 5 | at so many borders between sentences | at least 1 |
-/// | `mutation` | 0.01 | probability that a child is rephrased | 0 to 1 |
-/// | `synonym` | 0.2 | where no model rephrases: probability that a word of it gives way to a synonym | 0 to 1 |
-/// | `words_between` | 0 | generations of words between two of sentences ([`AutoDan`]); 4 in the original, 0: none | |
-/// | `check_every` | 5 | so often the model is asked with the best text so far, and at the end | at least 1 |
-/// | `stop_when_not_refused` | true | stop once a checked answer does not refuse | |
-/// | `patience` | 10 | stop after so many generations without a better text; 0: never | |
-/// | `prefixes` | shipped | a file of the texts to begin at, with empty lines between texts | at least one text |
-/// | `seed` | 0 | decides every draw, with the case's id | |
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AutoDanSettings {
-    /// Generations.
-    pub steps: usize,
-    /// Texts of a generation.
-    pub population: usize,
-    /// Share of them that stay.
-    pub elites: f64,
-    /// Probability that two parents change sentences.
-    pub crossover: f64,
-    /// Borders at which they do.
-    pub points: usize,
-    /// Probability that a child is rephrased.
-    pub mutation: f64,
-    /// Probability that a word of a rephrased child gives way to a synonym, where no model rephrases.
-    pub synonym: f64,
-    /// Generations of words between two of sentences.
-    pub words_between: usize,
-    /// So often the model is asked.
-    pub check_every: usize,
-    /// Whether to stop once a checked answer does not refuse.
-    pub stop_when_not_refused: bool,
-    /// Stop after so many generations without a better text.
-    pub patience: usize,
-    /// A file of the texts to begin at, read when the attack is made; without, those that are shipped.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub prefixes: Option<PathBuf>,
-    /// Decides every draw.
-    pub seed: u64,
-}
-
-impl Default for AutoDanSettings {
-    fn default() -> Self {
-        Self {
-            steps: 100,
-            population: 64,
-            elites: 0.1,
-            crossover: 0.5,
-            points: 5,
-            mutation: 0.01,
-            synonym: 0.2,
-            words_between: 0,
-            check_every: 5,
-            stop_when_not_refused: true,
-            patience: 10,
-            prefixes: None,
-            seed: 0,
-        }
-    }
-}
-
-impl AutoDanSettings {
-    /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first field out of range, its value and what is allowed.
-    pub fn validate(&self) -> Result<()> {
-        let least = [("steps", self.steps, 1), ("population", self.population, 2), ("points", self.points, 1)];
-        let least = least.into_iter().chain([("check_every", self.check_every, 1)]);
-        for (name, value, least) in least {
-            if value < least {
-                return Err(Error::setting(format!("autodan.{name}"), value, format!("at least {least}")));
-            }
-        }
-        let shares = [("crossover", self.crossover), ("mutation", self.mutation), ("synonym", self.synonym)];
-        if let Some((name, value)) = shares.into_iter().find(|(_, value)| !(0.0..=1.0).contains(value)) {
-            return Err(Error::setting(format!("autodan.{name}"), value, "from 0 to 1"));
-        }
-        if !(0.0..1.0).contains(&self.elites) {
-            return Err(Error::setting("autodan.elites", self.elites, "from 0 to below 1"));
-        }
-        Ok(())
-    }
-
-    /// How many texts of a generation stay.
-    fn elites_of(&self, population: usize) -> usize {
-        if self.elites > 0.0 { ((self.elites * population as f64) as usize).max(1) } else { 0 }
-    }
-
-    /// Whether a search gives up after so many generations without a better text.
-    fn is_tired(&self, since_better: usize) -> bool {
-        self.patience > 0 && since_better >= self.patience
-    }
-}
-
-/// A genetic search for a text before the behaviour.
-///
-/// In the hierarchical variant (AutoDAN-HGA) some generations are of words: the elites stay, and in each other text up
-/// to five words give way to synonyms, the likelier the fitter the texts were that the synonym occurred in. Unlike Liu
-/// et al.'s, they are drawn from all words that have synonyms and are not the text's first ones, a word that no text
-/// has had yet is never put in, and the draw is by the softmax of the scores.
-pub struct AutoDan<'a> {
-    settings: AutoDanSettings,
-    prefixes: Vec<String>,
-    synonyms: Synonyms,
-    rephraser: Option<Box<dyn ChatModel + 'a>>,
-}
-
-impl std::fmt::Debug for AutoDan<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AutoDan").field("settings", &self.settings).finish_non_exhaustive()
-    }
-}
 
 /// A text and how likely it makes the target.
 #[derive(Clone, Debug)]
@@ -162,59 +28,8 @@ struct Individual {
     loss: f64,
 }
 
-impl<'a> AutoDan<'a> {
-    /// With the shipped synonyms, and with the shipped prefixes unless the settings name a file.
-    ///
-    /// # Errors
-    /// If a setting is out of range, or the file cannot be read or holds no text.
-    pub fn new(settings: AutoDanSettings) -> Result<Self> {
-        settings.validate()?;
-        let shipped = paragraphs(include_str!("prefixes.txt"));
-        let attack = Self { prefixes: shipped, synonyms: Synonyms::shipped(), rephraser: None, settings };
-        match attack.settings.prefixes.clone() {
-            Some(path) => attack
-                .with_prefixes(&files::read_text(&path)?)
-                .map_err(|error| error.while_doing(format!("reading {}", path.display()))),
-            None => Ok(attack),
-        }
-    }
-
-    /// Begins at other texts: `text` holds them between empty lines.
-    ///
-    /// # Errors
-    /// If it holds none.
-    pub fn with_prefixes(self, text: &str) -> Result<Self> {
-        let prefixes = paragraphs(text);
-        if prefixes.is_empty() {
-            return Err(Error::mismatch(
-                "prefixes of AutoDAN",
-                "at least one text, with empty lines between texts",
-                "none",
-            ));
-        }
-        Ok(Self { prefixes, ..self })
-    }
-
-    /// Other synonyms.
-    #[must_use]
-    pub fn with_synonyms(self, synonyms: Synonyms) -> Self {
-        Self { synonyms, ..self }
-    }
-
-    /// Lets a model rephrase texts, in place of synonyms.
-    #[must_use]
-    pub fn with_rephraser(self, model: impl ChatModel + 'a) -> Self {
-        Self { rephraser: Some(Box::new(model)), ..self }
-    }
-}
-
-fn paragraphs(text: &str) -> Vec<String> {
-    let text = text.replace("\r\n", "\n");
-    text.split("\n\n").map(str::trim).filter(|text| !text.is_empty()).map(str::to_string).collect()
-}
-
 /// One search.
-struct Search<'s, 'a> {
+pub(super) struct Search<'s, 'a> {
     attack: &'s mut AutoDan<'a>,
     subject: &'s Subject<'s>,
     case: &'s Case,
@@ -231,7 +46,20 @@ struct Search<'s, 'a> {
 /// At most so many words of a text change in a generation of words.
 const CHANGED_WORDS: usize = 5;
 
-impl Search<'_, '_> {
+impl<'s, 'a> Search<'s, 'a> {
+    pub(super) fn new(attack: &'s mut AutoDan<'a>, subject: &'s Subject<'s>, case: &'s Case) -> Self {
+        Self {
+            random: generator(attack.settings.seed, "autodan", &case.id),
+            attack,
+            subject,
+            case,
+            scores: WordScores::default(),
+            losses: HashMap::new(),
+            why: String::new(),
+            cost: Cost::default(),
+        }
+    }
+
     fn messages(&self, text: &str) -> Vec<Message> {
         let mut messages = self.case.messages.clone();
         if let Some(last) = messages.last_mut() {
@@ -387,7 +215,7 @@ impl Search<'_, '_> {
         Ok(Some(rephrased))
     }
 
-    fn run(&mut self, watch: &mut Watch) -> Result<Outcome> {
+    pub(super) fn run(&mut self, watch: &mut Watch) -> Result<Outcome> {
         let begin = Instant::now();
         let settings = self.attack.settings.clone();
         let mut stops = || watch(0, settings.steps).is_break();
@@ -448,61 +276,14 @@ fn reply_or(reply: Reply, text: &str) -> String {
     }
 }
 
-impl PromptAttack for AutoDan<'_> {
-    fn name(&self) -> String {
-        if self.settings.words_between > 0 { "autodan-hga".into() } else { "autodan".into() }
-    }
-
-    fn settings(&self) -> Value {
-        json!({
-            // What the file holds counts, and not where it lies.
-            "settings": AutoDanSettings { prefixes: None, ..self.settings.clone() },
-            "prefixes": bytes_digest(self.prefixes.join("\n\n").as_bytes()),
-            "synonyms": self.synonyms.digest(),
-            "rephraser": self.rephraser.as_ref().map(|model| identity(&**model)),
-        })
-    }
-
-    fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
-        has_a_target(case)?;
-        ends_with_a_request(case)?;
-        can_be_asked(subject, case)?;
-        let random = generator(self.settings.seed, "autodan", &case.id);
-        let mut search = Search {
-            attack: self,
-            subject,
-            case,
-            random,
-            scores: WordScores::default(),
-            losses: HashMap::new(),
-            why: String::new(),
-            cost: Cost::default(),
-        };
-        search.run(watch)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn some_elites_stay_unless_none_are_wanted() {
-        let elites = |elites, population| AutoDanSettings { elites, ..Default::default() }.elites_of(population);
-        assert_eq!([elites(0.1, 64), elites(0.1, 3), elites(0.0, 64), elites(0.99, 3)], [6, 1, 0, 2]);
-    }
 
     #[test]
     fn a_refusing_or_silent_rephraser_changes_nothing() {
         let kept = |reply: &str| reply_or(Ok(reply.into()), "text");
         assert_eq!([kept(" other "), kept("I cannot do that."), kept(" ")], ["other", "text", "text"]);
         assert_eq!(reply_or(Err(crate::ChatFailure("gone".into())), "text"), "text");
-    }
-
-    #[test]
-    fn the_shipped_prefixes_can_cross_over() {
-        let prefixes = paragraphs(include_str!("prefixes.txt"));
-        assert_eq!(prefixes.len(), 16);
-        assert!(prefixes.iter().all(|text| text::sentences(text).len() >= 4));
     }
 }

@@ -6,11 +6,10 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    case::{Case, Subject},
     prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
     requirements::{can_be_asked, has_a_target},
 };
-use crate::{Batch, Error, Example, Generation, Result, Sampling, Tokens};
+use crate::{Batch, Case, Error, Example, Generation, Result, Sampling, Subject, Tokens};
 
 /// How a plain request is asked.
 ///

@@ -5,8 +5,7 @@ use std::{ops::ControlFlow, time::Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::case::{Case, Subject};
-use crate::{Message, Result, SearchCost};
+use crate::{Case, Message, Result, SearchCost, Subject};
 
 /// Tries to make a model do what one case asks for.
 ///
@@ -107,7 +106,7 @@ pub struct Cost {
 
 impl Trajectory {
     /// Whether all of its losses are numbers: JSON has no others, and what they are of has overflowed.
-    pub(super) fn is_finite(&self) -> bool {
+    pub(crate) fn is_finite(&self) -> bool {
         let own = self.attempts.iter().filter_map(|attempt| attempt.loss);
         own.chain(self.losses.iter().copied()).all(f64::is_finite)
     }

@@ -15,13 +15,13 @@ use self::{
     places::Places,
 };
 use super::{
-    case::{Case, Subject},
-    completions::TestCases,
     prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
-    refusal::complies,
     requirements::{can_be_asked, has_a_target},
 };
-use crate::{CausalLm, ChatFormat, Message, ProbeSampling, Result, TokenSearch, digest::generator};
+use crate::{
+    Case, CausalLm, ChatFormat, Message, ProbeSampling, Result, Subject, TestCases, TokenSearch, digest::generator,
+    eval::measuring::refusal::complies,
+};
 
 /// Greedy coordinate gradient: a suffix for each case, or one for several ([`Gcg::universal`]).
 pub struct Gcg<'a> {

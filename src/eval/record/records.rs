@@ -9,13 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{
-    case::Case,
-    judge::{Harm, Verdict},
-    prompt_attack::{Access, Trajectory},
-    utility::ItemRecord,
-};
-use crate::{Error, Result};
+use crate::{Access, Case, Error, Harm, ItemRecord, Result, Trajectory, Verdict};
 
 /// What an attack did on one case.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

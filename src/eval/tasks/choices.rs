@@ -2,10 +2,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{answers::losses_of_rows, framing::Framing, rate::Rate};
+use super::framing::Framing;
 use crate::{
-    Batch, CausalLm, ChatFormat, Continuation, ContinuationKind, Error, Example, Message, MultipleChoice, Result,
-    TokenKind, Tokens,
+    Batch, CausalLm, ChatFormat, Continuation, ContinuationKind, Error, Example, Message, MultipleChoice, Rate, Result,
+    TokenKind, Tokens, eval::measuring::answers::losses_of_rows,
 };
 
 /// How questions are put.

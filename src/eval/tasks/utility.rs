@@ -6,14 +6,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    answers::{answers_to, losses_of_rows},
-    case::Subject,
     choices::{QuestionForm, choice_examples, score_examples},
     framing::Framing,
-    refusal::is_refusal,
 };
 use crate::{
-    Batch, ContinuationKind, Error, Example, MultipleChoice, Request, Result, TokenKind, Tokens, digest::bytes_digest,
+    Batch, ContinuationKind, Error, Example, MultipleChoice, Request, Result, Subject, TokenKind, Tokens,
+    digest::bytes_digest,
+    eval::measuring::answers::{answers_to, losses_of_rows},
+    is_refusal,
 };
 
 /// Something that a useful model does well, item by item.

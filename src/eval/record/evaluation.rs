@@ -13,14 +13,13 @@ use std::{
 use serde_json::{Value, json};
 
 use super::{
-    case::{Case, Subject},
-    judge::{Answered, Judge, Verdict},
-    prompt_attack::{Outcome, PromptAttack, Trajectory},
     records::{AttackRecord, Line, Plan, Records, TaskRecord, VerdictRecord},
     setup::{SETUP, Setup, differences},
-    utility::{ItemRecord, UtilityTask},
 };
-use crate::{Error, Result, files};
+use crate::{
+    Answered, Case, Error, ItemRecord, Judge, Outcome, PromptAttack, Result, Subject, Trajectory, UtilityTask, Verdict,
+    files,
+};
 
 /// Where an evaluation stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

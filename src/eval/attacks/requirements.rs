@@ -1,7 +1,6 @@
 //! What attacks ask of a case before they begin.
 
-use super::case::{Case, Subject};
-use crate::{Error, Result, error::Context};
+use crate::{Case, Error, Result, Subject, error::Context};
 
 /// The plain request can be asked, and answered within the model's context.
 ///

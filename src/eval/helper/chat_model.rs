@@ -9,8 +9,11 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::{Device, Kind};
 
-use super::{answers::answers_to, guard::texts_around};
-use crate::{CausalLm, ChatFormat, Decoder, Error, Example, Generation, Message, Result, Sampling, TokenKind, Tokens};
+use super::guard::texts_around;
+use crate::{
+    CausalLm, ChatFormat, Decoder, Error, Example, Generation, Message, Result, Sampling, TokenKind, Tokens,
+    eval::measuring::answers::answers_to,
+};
 
 /// A chat model that replies to conversations: [`LocalChat`] or [`super::Endpoint`].
 pub trait ChatModel {
@@ -98,7 +101,7 @@ impl ReplySettings {
 ///
 /// # Errors
 /// As [`ChatModel::replies`]; if there is another number of them.
-pub(super) fn replies_of(
+pub(crate) fn replies_of(
     model: &mut dyn ChatModel,
     conversations: &[Vec<Message>],
     settings: &ReplySettings,
@@ -108,7 +111,7 @@ pub(super) fn replies_of(
 }
 
 /// The same of [`ChatModel::continuations`].
-pub(super) fn continuations_of(
+pub(crate) fn continuations_of(
     model: &mut dyn ChatModel,
     texts: &[String],
     settings: &ReplySettings,
@@ -125,7 +128,7 @@ fn counted(model: &dyn ChatModel, replies: Vec<Reply>, expected: usize) -> Resul
 }
 
 /// A helping model in an attack's settings.
-pub(super) fn identity(model: &dyn ChatModel) -> Value {
+pub(crate) fn identity(model: &dyn ChatModel) -> Value {
     json!({ "name": model.name(), "settings": model.settings() })
 }
 

@@ -8,15 +8,19 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    answers::answers,
-    case::{Case, Subject},
-    chat_model::{ChatModel, Reply, ReplySettings, identity, replies_of},
-    guard::Frame,
-    judge::{Answered, Harm, Judge, Verdict, verdicts_of},
     prompt_attack::{Attempt, Outcome, PromptAttack, Trajectory, Watch},
     requirements::{can_be_asked, ends_with_a_request, has_a_target},
 };
-use crate::{Error, Generation, Message, Result, digest::generator};
+use crate::{
+    Answered, Case, ChatModel, Error, Generation, Harm, Judge, Message, Reply, ReplySettings, Result, Subject, Verdict,
+    answers,
+    digest::generator,
+    eval::{
+        helper::chat_model::{identity, replies_of},
+        helper::guard::Frame,
+        judge::verdicts_of,
+    },
+};
 
 /// How PAIR searches. The defaults are HarmBench's; the paper has 30 streams.
 ///

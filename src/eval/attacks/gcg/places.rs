@@ -2,8 +2,7 @@
 
 use rand::{Rng, RngExt};
 
-use super::super::case::Case;
-use crate::{ChatFormat, Error, Message, PlacedString, Result, SearchPrompt, StringPlace};
+use crate::{Case, ChatFormat, Error, Message, PlacedString, Result, SearchPrompt, StringPlace};
 
 /// Where the string stands in one case's conversation.
 pub(super) struct Place {

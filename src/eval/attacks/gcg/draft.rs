@@ -2,13 +2,10 @@
 
 use std::cell::Cell;
 
-use super::{
-    super::{answers::target_losses, case::Case},
-    places::Places,
-};
+use super::places::Places;
 use crate::{
-    CausalLm, ChatFormat, Continuation, ContinuationKind, Draft, EncodedChat, Example, Message, ProbeSampling, Result,
-    TokenKind, TokenSearchSettings, Tokens,
+    Case, CausalLm, ChatFormat, Continuation, ContinuationKind, Draft, EncodedChat, Example, Message, ProbeSampling,
+    Result, TokenKind, TokenSearchSettings, Tokens, target_losses,
 };
 
 /// A cheaper model, with a tokenizer and template of its own.

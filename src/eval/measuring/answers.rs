@@ -29,7 +29,7 @@ pub fn answers(
 }
 
 /// The answers to prompts that are tokens already, together, without special tokens.
-pub(super) fn answers_to(
+pub(crate) fn answers_to(
     model: &dyn CausalLm,
     format: &ChatFormat,
     prompts: Vec<Example>,
@@ -59,7 +59,7 @@ pub fn target_losses(
 }
 
 /// Cross-entropy in nats of the target tokens of each row's continuation of a kind.
-pub(super) fn losses_of_rows(
+pub(crate) fn losses_of_rows(
     model: &dyn CausalLm,
     batch: &Batch,
     kind: ContinuationKind,

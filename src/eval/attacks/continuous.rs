@@ -6,14 +6,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    case::{Case, Subject},
-    embedding::{Measurement, attack_examples},
     prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
     requirements::{can_be_asked, has_a_target},
 };
 use crate::{
-    AttackSettings, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation, Message, Pgd, Region,
-    Result, StringPlace, TokenKind, Tokens,
+    AttackSettings, Case, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation, Measurement,
+    Message, Pgd, Region, Result, StringPlace, Subject, TokenKind, Tokens, attack_examples,
 };
 
 /// How a prompt's embeddings are attacked.

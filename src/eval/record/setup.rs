@@ -10,8 +10,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tch::Device;
 
-use super::case::Subject;
-use crate::{ChatFormat, Date, Dtype, Error, Generation, Message, Result, TrainableLm, digest::bytes_digest, files};
+use crate::{
+    ChatFormat, Date, Dtype, Error, Generation, Message, Result, Subject, TrainableLm, digest::bytes_digest, files,
+};
 
 /// The file of an evaluation's folder that holds its [`Setup`].
 pub(super) const SETUP: &str = "setup.json";
@@ -162,7 +163,7 @@ impl Setup {
     }
 
     /// The first fields that must not differ and do: their names, what they were and what they are.
-    pub(super) fn differences(&self, other: &Self) -> Vec<String> {
+    pub(crate) fn differences(&self, other: &Self) -> Vec<String> {
         differences(&json!(self), &json!(other), &FREE)
     }
 }

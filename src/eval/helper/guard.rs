@@ -44,7 +44,7 @@ pub const CONTROL_TEXTS: &[&str] = &[
 
 /// What a text that is put between others must not hold.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Frame {
+pub(crate) struct Frame {
     /// Broken up wherever they stand.
     marks: Vec<String>,
     /// Words that are broken up where they fill a line: anywhere else they are words like others.
@@ -53,13 +53,13 @@ pub(super) struct Frame {
 
 impl Frame {
     /// Of texts that must not stand in it anywhere. A mark of one character cannot be broken up and is left out.
-    pub(super) fn new<T: Into<String>>(marks: impl IntoIterator<Item = T>) -> Self {
+    pub(crate) fn new<T: Into<String>>(marks: impl IntoIterator<Item = T>) -> Self {
         let marks = marks.into_iter().map(|mark| mark.into().trim().to_string());
         Self { marks: marks.filter(|mark| mark.chars().count() > 1).collect(), headings: Vec::new() }
     }
 
     /// The same, with the lines of the texts around it.
-    pub(super) fn with_lines_of<'t>(mut self, texts: impl IntoIterator<Item = &'t str>) -> Self {
+    pub(crate) fn with_lines_of<'t>(mut self, texts: impl IntoIterator<Item = &'t str>) -> Self {
         let lines = texts.into_iter().flat_map(str::lines).map(str::trim).filter(|line| line.chars().count() > 1);
         let (words, lines): (Vec<&str>, Vec<&str>) = lines.partition(|line| is_one_word(line));
         self.marks.extend(lines.into_iter().map(str::to_string));
@@ -69,7 +69,7 @@ impl Frame {
 
     /// The text with a space inside whatever could pass for the frame: a model still reads the
     /// same words.
-    pub(super) fn guard(&self, text: &str) -> String {
+    pub(crate) fn guard(&self, text: &str) -> String {
         let mut text = text.to_string();
         // Until nothing is left to break: taking one apart may join another.
         loop {
@@ -106,7 +106,7 @@ fn is_one_word(text: &str) -> bool {
 
 /// What a chat format prints around the contents of messages: its added tokens, and each line that is more than a word
 /// (roles are words).
-pub(super) fn texts_around(format: &ChatFormat) -> Vec<String> {
+pub(crate) fn texts_around(format: &ChatFormat) -> Vec<String> {
     let mut texts = format.tokenizer().added_texts();
     // The longest first: one may be part of another.
     let mut added = texts.clone();
@@ -123,7 +123,7 @@ pub(super) fn texts_around(format: &ChatFormat) -> Vec<String> {
 }
 
 /// Those of [`CONTROL_TEXTS`] that a text holds.
-pub(super) fn control_texts_in(text: &str) -> impl Iterator<Item = String> {
+pub(crate) fn control_texts_in(text: &str) -> impl Iterator<Item = String> {
     CONTROL_TEXTS.iter().filter(move |control| text.contains(**control)).map(|control| control.to_string())
 }
 
