@@ -114,7 +114,7 @@ impl std::fmt::Debug for Pair<'_> {
 }
 
 impl<'a> Pair<'a> {
-    /// The judge should give scores ([`super::ScoreJudge`]); of one that does not, harmful counts as 10 and not harmful
+    /// The judge should give scores ([`crate::ScoreJudge`]); of one that does not, harmful counts as 10 and not harmful
     /// as 1.
     ///
     /// # Errors

@@ -17,7 +17,7 @@ use crate::{Error, Result};
 /// | `points` | 5 | at so many borders between sentences | at least 1 |
 /// | `mutation` | 0.01 | probability that a child is rephrased | 0 to 1 |
 /// | `synonym` | 0.2 | where no model rephrases: probability that a word of it gives way to a synonym | 0 to 1 |
-/// | `words_between` | 0 | generations of words between two of sentences ([`AutoDan`]); 4 in the original, 0: none | |
+/// | `words_between` | 0 | generations of words between two of sentences ([`crate::AutoDan`]); 4 in the original, 0: none | |
 /// | `check_every` | 5 | so often the model is asked with the best text so far, and at the end | at least 1 |
 /// | `stop_when_not_refused` | true | stop once a checked answer does not refuse | |
 /// | `patience` | 10 | stop after so many generations without a better text; 0: never | |
