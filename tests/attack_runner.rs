@@ -6,8 +6,8 @@ mod attacks;
 mod toy;
 
 use advtrain::{
-    AttackRunner, AttackSettings, Draws, EmbeddingAttack, Iterate, Perturbation, Pgd, Place, Probe, Region, Result,
-    Site, Start, StepSize, TargetCrossEntropy, ThreatModel,
+    AttackRunner, AttackSettings, Batch, ContinuationKind, Draws, EmbeddingAttack, Iterate, Perturbation, Pgd, Place,
+    Probe, Region, Result, Site, Start, StepSize, TargetCrossEntropy, ThreatModel,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
@@ -95,6 +95,8 @@ fn restarts_and_the_best_iterate_never_make_it_worse() {
     assert_relative_eq!(statistics.objective_last, four.iter().sum::<f64>(), max_relative = 1e-9);
     // Five steps, and one pass to compare what they ended with, four times.
     assert_eq!((statistics.forward_passes, statistics.backward_passes), (24, 20));
+    let attacked = Batch::of_kind(rows.examples(), ContinuationKind::Harmful, rows.device()).unwrap();
+    assert_eq!(statistics.pass_tokens, 24 * attacked.layout().tokens() as u64);
 }
 
 #[test]

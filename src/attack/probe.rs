@@ -40,6 +40,8 @@ pub(super) struct ProbeLog {
     pub(super) best: Option<(Vec<f64>, Perturbation)>,
     pub(super) forward: u64,
     pub(super) backward: u64,
+    /// Tokens that the forward passes read.
+    pub(super) tokens: u64,
 }
 
 /// The objective of a candidate, and its derivative.
@@ -227,6 +229,7 @@ impl<'a> Probe<'a> {
         let input = Input::of_batch(self.model, self.batch, Some(perturbation), pass)?;
         let hidden = self.model.hidden(&input)?;
         self.log.forward += 1;
+        self.log.tokens += self.batch.layout().tokens() as u64;
         let values = self.objective.values(self.model, self.batch, self.threat.rows, &hidden)?;
         if values.size() != [self.batch.rows() as i64] {
             let expected = format!("[{}], one per row", self.batch.rows());

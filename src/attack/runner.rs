@@ -114,6 +114,8 @@ pub struct AttackStatistics {
     pub forward_passes: u64,
     /// Backward passes through [`Probe::gradient`].
     pub backward_passes: u64,
+    /// Tokens of prompts and continuations that the forward passes read.
+    pub pass_tokens: u64,
 }
 
 impl AttackStatistics {
@@ -128,6 +130,7 @@ impl AttackStatistics {
         self.radius = self.radius.max(other.radius);
         self.forward_passes += other.forward_passes;
         self.backward_passes += other.backward_passes;
+        self.pass_tokens += other.pass_tokens;
     }
 }
 
@@ -258,6 +261,7 @@ impl AttackRunner {
             statistics.objective_last = probe.log.last.iter().sum();
             statistics.forward_passes += probe.log.forward;
             statistics.backward_passes += probe.log.backward;
+            statistics.pass_tokens += probe.log.tokens;
         }
         Ok(match best {
             Some((values, perturbation)) => {

@@ -69,6 +69,9 @@ pub struct AttackMetrics {
     pub forward_passes: u64,
     /// Backward passes over micro-batches.
     pub backward_passes: u64,
+    /// Tokens of prompts and continuations that the forward passes read, in all.
+    #[serde(default)]
+    pub pass_tokens: u64,
 }
 
 /// JSON has no number that is not finite: serde_json writes null, which is read back as NaN.
@@ -95,6 +98,7 @@ impl From<&AttackStatistics> for AttackMetrics {
             radius: sums.radius,
             forward_passes: sums.forward_passes,
             backward_passes: sums.backward_passes,
+            pass_tokens: sums.pass_tokens,
         }
     }
 }

@@ -168,6 +168,7 @@ impl PromptAttack for Continuous {
         };
         let (step, loss) = (self.settings.attack.steps, Some(row.attacked_loss()));
         let attempt = Attempt { step, stream: 0, messages, loss, answer };
-        Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses: Vec::new(), cost }))
+        let losses = vec![row.clean_loss(), row.attacked_loss()];
+        Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses, cost }))
     }
 }

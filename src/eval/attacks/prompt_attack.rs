@@ -64,7 +64,7 @@ pub struct Trajectory {
     pub attempts: Vec<Attempt>,
     /// Which of them the attack offers in the end, having seen no verdict of the evaluation's judges.
     pub offered: usize,
-    /// What the attack drove down after each of its steps, if it is one number.
+    /// What the attack drove down, if it is one number: after each of its steps, or before and after all of them.
     pub losses: Vec<f64>,
     /// What it cost.
     pub cost: Cost,

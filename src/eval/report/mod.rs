@@ -78,7 +78,7 @@ pub struct AttackReport {
     pub judges: BTreeMap<String, Success>,
     /// Cases in which the attack itself failed, and why.
     pub failed: BTreeMap<String, String>,
-    /// What the attack drove down, after each step: the mean over the cases, of one that stopped earlier its last.
+    /// What the attack drove down, as [`crate::Trajectory`] has it: the mean over the cases, of one that stopped earlier its last.
     pub losses: Vec<f64>,
     /// Of each case; of one that failed the time alone.
     pub costs: BTreeMap<String, Cost>,
