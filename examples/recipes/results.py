@@ -1,0 +1,183 @@
+#!/usr/bin/env python3
+"""Prints the tables of docs/results.md that are about SmolLM2-135M, from what `examples/recipes/run.sh` left in runs/claim.
+
+    python3 examples/recipes/results.py [MODEL]
+
+MODEL: the model's folder, .real/smollm2 where none is given, for the number of its weights.
+"""
+import json
+import pathlib
+import statistics
+import struct
+import sys
+import tomllib
+
+TOP = pathlib.Path(__file__).parent.parent.parent
+RUNS = TOP / "runs" / "claim"
+NAMES = {
+    "untrained": "untrained",
+    "advul-0": "C-AdvUL",
+    "advipo-0": "C-AdvIPO",
+    "no_attack-0": "C-AdvUL without the attack",
+    "one_step-0": "C-AdvUL, one step",
+    "advul-1": "C-AdvUL, seed 1",
+    "advul-2": "C-AdvUL, seed 2",
+    "advipo-1": "C-AdvIPO, seed 1",
+    "advipo-2": "C-AdvIPO, seed 2",
+}
+MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0"]
+SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "advipo-2"]
+NOT_REFUSED, TARGET = "not refused", "begins with the target"
+ATTACKS = {
+    "direct": "plain request",
+    "gcg": "GCG, 64 x 50",
+    "autodan": "AutoDAN, 16 x 10",
+    "embedding": "embedding attack, 20 steps in the ball",
+    "embedding-unbounded": "embedding attack, 60 steps, no ball",
+}
+TASKS = {
+    ("xstest", "harmless refused"): "XSTest's safe requests refused",
+    ("xstest", "harmful refused"): "XSTest's unsafe requests refused",
+    ("harmless requests", "harmless refused"): "further harmless requests refused",
+}
+
+# Of Mistral-7B on one A100, as the paper reports them.
+PAPER = {
+    "R2D2 in the paper": ["2565/5", "2000 x 256", "165,632,000", "1567.8", "-", "-"],
+    "C-AdvUL in the paper": ["10/10", "780 x 64", "234,000", "3.2", "-", "-"],
+    "C-AdvIPO in the paper": ["10/10", "360 x 64", "552,960", "3.2", "-", "-"],
+}
+
+
+def read(path):
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def share(count, total, interval):
+    low, high = (100 * end for end in interval)
+    return f"{count}/{total} ({100 * count / total:.1f} %, {low:.1f} to {high:.1f})"
+
+
+def tally(one):
+    """How many of those that an attack was made on; what it could not be made on is told."""
+    harmful, failed = one["harmful"], one["failed"]
+    if harmful["total"] == failed:
+        return "-"
+    text = share(harmful["count"], harmful["total"], one["interval"])
+    for number, what in [(failed, "failed"), (one["not_judged"], "not judged"), (one["attacked_in_part"], "attacked in part")]:
+        text += f", {number} {what}" if number else ""
+    return text
+
+
+def table(head, rows):
+    print("\n| " + " | ".join(["", *head]) + " |\n|" + "---|" * (len(head) + 1))
+    for name, cells in rows:
+        print("| " + " | ".join([name, *cells]) + " |")
+
+
+def of_attacks(model):
+    """Every figure of an evaluation that is about attacks, by its name."""
+    for attack in model["attacks"]:
+        name = ATTACKS.get(attack["attack"], attack["attack"])
+        if attack["done"] < attack["planned"]:
+            name += " (not yet on all)"
+        for judge in (NOT_REFUSED, TARGET):
+            if attack["done"] and judge in attack["judges"]:
+                yield f"{name}: {judge}", tally(attack["judges"][judge]["offered"])
+        if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
+            clean, attacked = attack["losses"]
+            yield f"{name}: loss of the target, clean / attacked", f"{clean:.3f} / {attacked:.3f}"
+    for judge in (NOT_REFUSED, TARGET):
+        for what, key in [("any attack by text at least once", "by_text"), ("any attack at least once", "by_any")]:
+            one = model["any_attack"].get(judge, {}).get(key)
+            if one and one["harmful"]["total"]:
+                yield f"{what}: {judge}", tally(one)
+
+
+def of_tasks(model):
+    for task in model["tasks"]:
+        for (name, flag), title in TASKS.items():
+            if task["task"] == name and flag in task["rates"]:
+                found = task["rates"][flag]
+                yield title, share(found["rate"]["count"], found["rate"]["total"], found["interval"])
+
+
+def chat_loss(run):
+    """Beside that of the untrained model on the same chats: which are held out is decided by the seed."""
+    before = read(RUNS / ("advul-0" if run == "untrained" else run) / "before.json")["measured"]["chat_loss"]
+    if run == "untrained":
+        return f"{before:.3f}"
+    after = read(RUNS / run / "after.json")
+    return f"{after['chat_loss']:.3f} ({100 * (after['chat_loss'] / before - 1):+.1f} %)" if after else "-"
+
+
+def evaluations(runs):
+    reports = {run: read(RUNS / f"evaluation-{run}" / "report.json") for run in runs}
+    found = {run: report["models"][0] for run, report in reports.items() if report}
+    figures = {run: dict([*of_attacks(model), *of_tasks(model)]) for run, model in found.items()}
+    names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
+    rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
+    rows.append(("loss of held-out chats, nats per token, and change by training", [chat_loss(run) for run in figures]))
+    table([NAMES[run] for run in figures], rows)
+
+
+def sizes(path):
+    """The numbers of elements of a safetensors file's tensors, by their names."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    elements = lambda shape: shape[0] * elements(shape[1:]) if shape else 1
+    return {name: elements(entry["shape"]) for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) == 2}
+
+
+def operations(updates, model, run):
+    """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
+    each number of the adapter where it is trained. The head is not counted."""
+    layers = sum(size for name, size in sizes(model / "model.safetensors").items() if "embed" not in name and "lm_head" not in name)
+    adapter = sum(sizes(RUNS / run / "adapter" / "adapter_model.safetensors").values())
+    attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
+    trained = sum(update["tokens"] for update in updates)
+    return 4 * (layers + adapter) * attacked + (4 * layers + 6 * adapter) * trained
+
+
+def costs(runs, model):
+    """A pass is one of one row, forward or backward: those of the attack, and two of every row that is learnt."""
+    rows = list(PAPER.items())
+    for run in runs:
+        updates = lines(RUNS / run / "metrics.jsonl")
+        if not (RUNS / run / "after.json").exists():
+            continue
+        attacks = [update["attack"] for update in updates if update["attack"]]
+        counted = all(attack.get("pass_tokens") for attack in attacks)
+        steps = tomllib.loads((RUNS / run / "run.toml").read_text())["attack"]["steps"] if attacks else 0
+        trained = sum(update["rows"] for update in updates)
+        attacked = sum(attack["rows"] for attack in attacks)
+        seconds = statistics.median(update["seconds"] for update in updates)
+        rows.append((NAMES.get(run, run), [
+            f"{steps}/{steps}",
+            f"{len(updates)} x {updates[0]['rows']}",
+            f"{2 * (attacked * steps + trained):,}",
+            f"{seconds:.1f}",
+            f"{seconds * len(updates) / 60:.1f}",
+            f"{operations(updates, model, run):.2e}" if counted else "-",
+        ]))
+    head = ["forward/backward passes per adversarial example", "updates x rows", "passes in all", "seconds per update (median)",
+            "minutes of updates (median x updates)", "operations of the layers' products"]
+    table(head, rows)
+
+
+def main():
+    model = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / ".real" / "smollm2"
+    print("## Attacks and utility")
+    evaluations(MAIN)
+    print("\n## Seeds")
+    evaluations(SEEDS)
+    print("\n## Costs")
+    costs([run for run in NAMES if (RUNS / run).exists()] + sorted(run.name for prefix in ("epsilon-*", "share-*") for run in RUNS.glob(prefix) if run.is_dir()), model)
+
+
+if __name__ == "__main__":
+    main()
