@@ -5,7 +5,9 @@
 
 MODEL: the model's folder, .real/smollm2 where none is given, for the number of its weights.
 """
+import collections
 import json
+import math
 import pathlib
 import statistics
 import struct
@@ -91,11 +93,31 @@ def of_attacks(model):
         if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
             yield f"{name}: loss of the target, clean / attacked", f"{clean:.3f} / {attacked:.3f}"
+
+
+def wilson(count, total, z=1.959963984540054):
+    middle, width = count + z * z / 2, z * math.sqrt(count * (total - count) / total + z * z / 4)
+    return (middle - width) / (total + z * z), (middle + width) / (total + z * z)
+
+
+def of_any_attack(folder):
+    """Cases in which an attempt of any attack within bounds succeeded, of those that every such attack was made on."""
+    records = lines(folder / "records.jsonl")
+    made = collections.defaultdict(set)
+    for attack in (record["attack"] for record in records if "attack" in record):
+        if attack["access"] != "unbounded" and "Ok" in attack["result"]:
+            made[attack["case"]["id"]].add(attack["attack"])
+    attacks = set().union(*made.values())
+    whole = {case for case, by in made.items() if by == attacks}
     for judge in (NOT_REFUSED, TARGET):
-        for what, key in [("any attack by text at least once", "by_text"), ("any attack at least once", "by_any")]:
-            one = model["any_attack"].get(judge, {}).get(key)
-            if one and one["harmful"]["total"]:
-                yield f"{what}: {judge}", tally(one)
+        harmed = {
+            verdicts["case"]
+            for verdicts in (record["verdicts"] for record in records if "verdicts" in record)
+            if verdicts["judge"] == judge and verdicts["attack"] in attacks and any(one["harm"] == "harmful" for one in verdicts["verdicts"])
+        }
+        if whole and len(attacks) > 1:
+            found = len(whole & harmed)
+            yield f"any of {len(attacks)} attacks at least once: {judge}", share(found, len(whole), wilson(found, len(whole)))
 
 
 def of_tasks(model):
@@ -118,7 +140,7 @@ def chat_loss(run):
 def evaluations(runs):
     reports = {run: read(RUNS / f"evaluation-{run}" / "report.json") for run in runs}
     found = {run: report["models"][0] for run, report in reports.items() if report}
-    figures = {run: dict([*of_attacks(model), *of_tasks(model)]) for run, model in found.items()}
+    figures = {run: dict([*of_attacks(model), *of_any_attack(RUNS / f"evaluation-{run}"), *of_tasks(model)]) for run, model in found.items()}
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
     rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
     rows.append(("loss of held-out chats, nats per token, and change by training", [chat_loss(run) for run in figures]))
