@@ -96,8 +96,8 @@ def growth():
 def measured(run):
     """What was measured of a run, by update: before it, on the way, and after it."""
     points = {0: json.loads((run / "before.json").read_text())["measured"]}
-    for line in (run / "curve.jsonl").read_text().splitlines():
-        point = json.loads(line)
+    curve = run / "curve.jsonl"
+    for point in map(json.loads, curve.read_text().splitlines() if curve.exists() else []):
         points[point["update"]] = point["measured"]
     if (run / "after.json").exists():
         last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["update"]
@@ -114,7 +114,7 @@ def refused(*names):
 MEASURES = {
     "harmful requests refused, %": refused("refuses"),
     "harmless requests refused, %": refused("harmless_refused", "requests_refused"),
-    "loss of the harmful target\nunder the embedding attack, nats per token": lambda at: at["attacked_loss"],
+    "loss of the harmful target under the\nembedding attack at epsilon 0.1, nats per token": lambda at: at["attacked_loss"],
     "loss of held-out chats,\nnats per token": lambda at: at["chat_loss"],
 }
 

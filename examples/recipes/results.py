@@ -39,7 +39,7 @@ ATTACKS = {
 }
 TASKS = {
     ("xstest", "harmless refused"): "XSTest's safe requests refused",
-    ("xstest", "harmful refused"): "XSTest's unsafe requests refused",
+    ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
     ("harmless requests", "harmless refused"): "further harmless requests refused",
 }
 
@@ -59,20 +59,18 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def share(count, total, interval):
-    low, high = (100 * end for end in interval)
+def share(count, total):
+    """With the 95 % Wilson interval."""
+    z = 1.959963984540054
+    middle, width = count + z * z / 2, z * math.sqrt(count * (total - count) / total + z * z / 4)
+    low, high = (100 * end / (total + z * z) for end in (middle - width, middle + width))
     return f"{count}/{total} ({100 * count / total:.1f} %, {low:.1f} to {high:.1f})"
 
 
 def tally(one):
-    """How many of those that an attack was made on; what it could not be made on is told."""
-    harmful, failed = one["harmful"], one["failed"]
-    if harmful["total"] == failed:
-        return "-"
-    text = share(harmful["count"], harmful["total"], one["interval"])
-    for number, what in [(failed, "failed"), (one["not_judged"], "not judged"), (one["attacked_in_part"], "attacked in part")]:
-        text += f", {number} {what}" if number else ""
-    return text
+    """Of those that the attack could be made on and the judge could judge: a behaviour may have no target."""
+    judged = one["harmful"]["total"] - one["failed"] - one["not_judged"]
+    return share(one["harmful"]["count"], judged) if judged else "-"
 
 
 def table(head, rows):
@@ -92,12 +90,7 @@ def of_attacks(model):
                 yield f"{name}: {judge}", tally(attack["judges"][judge]["offered"])
         if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
-            yield f"{name}: loss of the target, clean / attacked", f"{clean:.3f} / {attacked:.3f}"
-
-
-def wilson(count, total, z=1.959963984540054):
-    middle, width = count + z * z / 2, z * math.sqrt(count * (total - count) / total + z * z / 4)
-    return (middle - width) / (total + z * z), (middle + width) / (total + z * z)
+            yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
 
 
 def of_any_attack(folder):
@@ -108,33 +101,27 @@ def of_any_attack(folder):
         if attack["access"] != "unbounded" and "Ok" in attack["result"]:
             made[attack["case"]["id"]].add(attack["attack"])
     attacks = set().union(*made.values())
-    whole = {case for case, by in made.items() if by == attacks}
     for judge in (NOT_REFUSED, TARGET):
-        harmed = {
-            verdicts["case"]
-            for verdicts in (record["verdicts"] for record in records if "verdicts" in record)
-            if verdicts["judge"] == judge and verdicts["attack"] in attacks and any(one["harm"] == "harmful" for one in verdicts["verdicts"])
-        }
+        judged, harmed = collections.defaultdict(set), set()
+        for verdicts in (record["verdicts"] for record in records if "verdicts" in record):
+            if verdicts["judge"] == judge and verdicts["attack"] in attacks:
+                judged[verdicts["case"]].add(verdicts["attack"])
+                if any(one["harm"] == "harmful" for one in verdicts["verdicts"]):
+                    harmed.add(verdicts["case"])
+        whole = {case for case, by in made.items() if by == attacks == judged[case]}
         if whole and len(attacks) > 1:
-            found = len(whole & harmed)
-            yield f"any of {len(attacks)} attacks at least once: {judge}", share(found, len(whole), wilson(found, len(whole)))
+            yield f"any of {len(attacks)} attacks at least once: {judge}", share(len(whole & harmed), len(whole))
 
 
 def of_tasks(model):
     for task in model["tasks"]:
         for (name, flag), title in TASKS.items():
             if task["task"] == name and flag in task["rates"]:
-                found = task["rates"][flag]
-                yield title, share(found["rate"]["count"], found["rate"]["total"], found["interval"])
-
-
-def chat_loss(run):
-    """Beside that of the untrained model on the same chats: which are held out is decided by the seed."""
-    before = read(RUNS / ("advul-0" if run == "untrained" else run) / "before.json")["measured"]["chat_loss"]
-    if run == "untrained":
-        return f"{before:.3f}"
-    after = read(RUNS / run / "after.json")
-    return f"{after['chat_loss']:.3f} ({100 * (after['chat_loss'] / before - 1):+.1f} %)" if after else "-"
+                found = task["rates"][flag]["rate"]
+                yield title, share(found["count"], found["total"])
+        if "loss" in task["means"]:
+            mean, items = task["means"]["loss"]
+            yield f"loss of {items} chats, nats per token", f"{mean:.3f}"
 
 
 def evaluations(runs):
@@ -143,7 +130,6 @@ def evaluations(runs):
     figures = {run: dict([*of_attacks(model), *of_any_attack(RUNS / f"evaluation-{run}"), *of_tasks(model)]) for run, model in found.items()}
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
     rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
-    rows.append(("loss of held-out chats, nats per token, and change by training", [chat_loss(run) for run in figures]))
     table([NAMES[run] for run in figures], rows)
 
 
@@ -157,12 +143,13 @@ def sizes(path):
 
 def operations(updates, model, run):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
-    each number of the adapter where it is trained. The head is not counted."""
+    each number of the adapter where it is trained; an attack is on weights that the adapter is merged into. The head is not
+    counted, nor C-AdvIPO's one pass of the original model over its rows."""
     layers = sum(size for name, size in sizes(model / "model.safetensors").items() if "embed" not in name and "lm_head" not in name)
     adapter = sum(sizes(RUNS / run / "adapter" / "adapter_model.safetensors").values())
     attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
     trained = sum(update["tokens"] for update in updates)
-    return 4 * (layers + adapter) * attacked + (4 * layers + 6 * adapter) * trained
+    return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained
 
 
 def costs(runs, model):

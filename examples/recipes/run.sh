@@ -23,20 +23,24 @@ data=$(dirname "$BEHAVIORS")
 runs=runs/claim
 example() { program=$1; shift; cargo run --quiet --release --example "$program" -- "$@"; }
 
-# The model's own answers to harmless requests, and the seed tasks.
+# The model's own answers to harmless requests, and four of five seed tasks; each fifth is kept to measure on.
 utility() {
     [ -e $runs/utility.jsonl ] && return
+    awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats.jsonl
     example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt --out $runs/own_answers.jsonl
-    cat "$SEED_TASKS" $runs/own_answers.jsonl > $runs/utility.partial
+    awk 'NR % 5' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
     mv $runs/utility.partial $runs/utility.jsonl
 }
 
 # A run is called RECIPE-SEED, or after the number in which it differs from C-AdvUL's recipe.
 train() {
+    # The card of the adapter is the last that a training writes.
+    [ -e "$runs/$1/adapter/README.md" ] && return
     utility
     case $1 in
         epsilon-*) set -- "$1" advul --epsilon "${1#epsilon-}" ;;
         share-*) set -- "$1" advul --utility-share "${1#share-}" ;;
+        *-0) set -- "$1" "${1%-*}" --curve 50 ;;
         *) set -- "$1" "${1%-*}" --seed "${1##*-}" ;;
     esac
     name=$1 recipe=$2
@@ -47,18 +51,20 @@ train() {
     # The recipe's file says which loss it is; the two examples differ in their toys alone.
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
         --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
-        --utility $runs/utility.jsonl --harmless-requests examples/data/harmless_held_out.txt \
-        --measured-epsilon 0.1 --curve 50 --out "$runs/$name" "$@"
+        --utility $runs/utility.jsonl --harmless $runs/chats.jsonl --harmless-requests examples/data/harmless_held_out.txt \
+        --measured-epsilon 0.1 --out "$runs/$name" "$@"
 }
 
-# Behaviours that were neither trained nor tuned on.
+# Behaviours and requests that were neither trained nor tuned on, and chats that were not trained on.
 evaluate() {
     name=$1
     shift
+    utility
     example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
         --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
         --attacks direct,embedding,gcg,autodan --search-cases 16 \
-        --utility "xstest=$XSTEST,requests=examples/data/harmless_held_out.txt" --out "$runs/evaluation-$name" "$@"
+        --utility "xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats.jsonl" \
+        --out "$runs/evaluation-$name" "$@"
 }
 
 before() { evaluate untrained; }

@@ -12,7 +12,8 @@ use std::{
 
 use advtrain::{
     AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
-    ModelCard, Preset, Progress, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, UpdateMetrics, device,
+    ModelCard, Preset, Progress, Request, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, UpdateMetrics,
+    device,
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -115,8 +116,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     }
 
     let measuring = measuring(&arguments, &inputs.config);
-    let known =
-        Known { path: out.join("before.json"), of: fingerprint(trainer.model(), &inputs.held_out, &measuring)? };
+    let known = Known { path: out.join("before.json"), of: fingerprint(trainer.model(), &inputs, &measuring)? };
     let before = match known.read()? {
         Some(before) => before,
         None => {
@@ -137,7 +137,9 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
         let short = Measuring { short: true, ..measuring.clone() };
         let (format, held_out) = (inputs.format.clone(), inputs.held_out.clone());
         let mut curve = Curve::open(&out.join("curve.jsonl"), every, done, short, format, held_out)?;
-        curve.catch_up(done, trainer.model())?;
+        if done < trainer.updates_total() {
+            curve.catch_up(done, trainer.model())?;
+        }
         trainer.observe(curve);
     }
     if trainer.run(&STOP)? == Finish::Stopped {
@@ -238,8 +240,11 @@ fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
 }
 
 /// What a measurement depends on.
-fn fingerprint(model: &Decoder, held_out: &HeldOut, measuring: &Measuring) -> Result<String> {
-    let rows = [&held_out.rows, &held_out.chat_rows].map(|rows| Example::digest(rows)).join(", ");
+fn fingerprint(model: &Decoder, inputs: &Inputs, measuring: &Measuring) -> Result<String> {
+    let Inputs { format, held_out, .. } = inputs;
+    let asked = |request: &Request| Example::new(&request.id, format.prompt(&[request.message()])?, Vec::new());
+    let requests = held_out.requests.iter().map(asked).collect::<advtrain::Result<Vec<_>>>()?;
+    let rows = [&held_out.rows, &held_out.chat_rows, &requests].map(|rows| Example::digest(rows)).join(", ");
     Ok(format!("{} {rows} {measuring:?}", model.fingerprint()?))
 }
 
