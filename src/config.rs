@@ -136,9 +136,9 @@ pub enum Preset {
     /// the same row's last attack ended. Weaker than `Corrected`'s from zero, so in the first epoch, and as strong from then on:
     /// docs/performance.md has what is measured.
     Fast,
-    /// For a model of some hundred million parameters, some hundred utility rows and less than half an hour on a CPU: `Fast`, 150
-    /// updates of 8 harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer, epsilon 0.1
-    /// whatever the model. docs/small.md says why, and what failed.
+    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 150 updates of 8
+    /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer, epsilon 0.1 whatever the
+    /// model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -220,7 +220,7 @@ impl RunConfig {
     }
 
     fn into_small(mut self) -> Self {
-        (self.data.max_tokens, self.data.utility_tokens) = (128, Some(32));
+        (self.data.max_tokens, self.data.utility_tokens) = (256, Some(32));
         self.lora.dropout = 0.0;
         if let Some(attack) = &mut self.attack {
             attack.threat.radius = Radius::Relative(0.1);

@@ -123,7 +123,7 @@ const CORRECTED: &[(&str, &str)] = &[
 /// Where `small` differs from `fast`.
 const SMALL: &[(&str, &str)] = &[
     ("attack.threat.radius.relative", "0.1"),
-    ("data.max_tokens", "128"),
+    ("data.max_tokens", "256"),
     ("data.utility_tokens", "32"),
     ("lora.dropout", "0.0"),
     ("train.batch_size", "40"),

@@ -23,11 +23,12 @@ data=$(dirname "$BEHAVIORS")
 runs=runs/claim
 example() { program=$1; shift; cargo run --quiet --release --example "$program" -- "$@"; }
 
-# The model's own answers to harmless requests, and four of five seed tasks; each fifth is kept to measure on.
+# The model's own answers to our harmless requests and to requests that it writes itself, and four of five seed tasks; each fifth
+# is kept to measure on.
 utility() {
     [ -e $runs/utility.jsonl ] && return
     awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats.jsonl
-    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt --out $runs/own_answers.jsonl
+    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt --drawn 640 --rows 32 --out $runs/own_answers.jsonl
     awk 'NR % 5' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
     mv $runs/utility.partial $runs/utility.jsonl
 }

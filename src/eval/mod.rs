@@ -24,7 +24,7 @@ pub use judge::{
 };
 pub use measuring::{
     AttackedRow, EmbeddingEvaluation, Measurement, REFUSAL_PHRASES, Rate, SelfDistilled, answers, attack_examples,
-    is_refusal, self_distilled, target_losses,
+    drawn_requests, is_refusal, self_distilled, target_losses,
 };
 pub use record::{
     AttackRecord, Evaluation, EvaluationInputs, EvaluationProgress, EvaluationWatch, InputFile, Plan, Setup,

@@ -1,7 +1,11 @@
-//! A model's own answers to harmless requests, to keep it as it is.
+//! A model's own requests and answers, to keep it as it is.
+
+use std::{collections::HashSet, ops::Range};
 
 use super::{answers::answers, refusal::complies};
-use crate::{CausalLm, Chat, ChatFormat, Generation, Message, Request, Result};
+use crate::{
+    Batch, CausalLm, Chat, ChatFormat, Example, Generation, Message, Request, Result, StringPlace, TokenKind, Tokens,
+};
 
 /// A model's own answers as utility rows.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -31,6 +35,45 @@ pub fn self_distilled(
     let conversations: Vec<Vec<Message>> = requests.iter().map(|request| vec![request.message()]).collect();
     let said = answers(model, format, &conversations, generation, rows)?;
     Ok(rows_of(requests, said, place))
+}
+
+/// Requests that a model writes itself: given its chat template up to where the user speaks, it goes on with what users said
+/// in its own training (Magpie, Xu et al. 2024). A text is drawn for each number, `rows` at a time, as `generation` says: which one,
+/// its sampling's seed and the number decide. Each ends with the first token that ends a turn or that the template puts behind a
+/// user's text; those that do not end, hold no text or come twice are left out.
+///
+/// A model may write requests that it should refuse. Read them, or draw them from one that is known to write harmless ones.
+///
+/// # Errors
+/// If the template refuses a conversation of one message, or the model fails.
+pub fn drawn_requests(
+    model: &dyn CausalLm,
+    format: &ChatFormat,
+    numbers: Range<usize>,
+    generation: &Generation,
+    rows: usize,
+) -> Result<Vec<Request>> {
+    let placed = StringPlace::new(vec![Message::user("")], "")?.encode(format, "Hello")?;
+    let opening = Tokens::of_kind(placed.before, TokenKind::Template);
+    let mut generation = generation.clone();
+    generation.end_ids.extend(format.end_ids().into_iter().chain(placed.behind.first().copied()));
+    let mut found = Vec::new();
+    let mut known = HashSet::new();
+    let numbers: Vec<usize> = numbers.collect();
+    for numbers in numbers.chunks(rows.max(1)) {
+        let prompt = |number: &usize| Example::new(format!("drawn/{number}"), opening.clone(), Vec::new());
+        let prompts = Batch::new(numbers.iter().map(prompt).collect::<Result<_>>()?, model.device())?;
+        for (number, ids) in numbers.iter().zip(model.generate(&prompts, None, &generation)?) {
+            let Some((_, text)) = ids.split_last().filter(|(last, _)| generation.end_ids.contains(last)) else {
+                continue;
+            };
+            let text = format.tokenizer().decode(text, true)?.trim().to_string();
+            if !text.is_empty() && known.insert(text.clone()) {
+                found.push(Request { id: format!("drawn/{number}"), text, harmless: true });
+            }
+        }
+    }
+    Ok(found)
 }
 
 fn rows_of(requests: &[Request], said: Vec<String>, place: &str) -> SelfDistilled {

@@ -7,7 +7,7 @@ mod rate;
 pub(super) mod refusal;
 
 pub use answers::{answers, target_losses};
-pub use distil::{SelfDistilled, self_distilled};
+pub use distil::{SelfDistilled, drawn_requests, self_distilled};
 pub use embedding::{AttackedRow, EmbeddingEvaluation, Measurement, attack_examples};
 pub use rate::Rate;
 pub use refusal::{REFUSAL_PHRASES, is_refusal};
