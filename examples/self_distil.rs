@@ -7,15 +7,16 @@
 
 mod support;
 
-use std::{collections::HashSet, path::PathBuf, sync::atomic::Ordering};
+use std::{collections::HashSet, ops::Range, path::PathBuf, sync::atomic::Ordering};
 
 use advtrain::{
-    ChatFormat, Decoder, Dtype, Finish, Generation, Request, Sampling, SelfDistilled, device, drawn_requests,
-    load_harmless, save_chats, self_distilled,
+    ChatFormat, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled, TrainableLm, device,
+    drawn_requests, load_harmless, save_chats, self_distilled,
 };
 use anyhow::{Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
+use serde::{Deserialize, Serialize};
 use support::{
     inputs::stem,
     job::{self, STOP},
@@ -57,66 +58,97 @@ fn main() {
     job::ended(|| distil(&Arguments::parse()));
 }
 
+/// What is worked on together.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+enum Piece {
+    /// Requests of a file.
+    Given { file: String, requests: Vec<Request> },
+    /// Requests that the model writes.
+    Drawn { numbers: Range<usize>, seed: u64 },
+}
+
+/// A piece that is done, on the way kept in a file beside the chats': a distillation that was stopped goes on behind it.
+#[derive(Debug, Serialize, Deserialize)]
+struct Done {
+    /// The model and how it answers.
+    of: String,
+    piece: Piece,
+    found: SelfDistilled,
+}
+
 fn distil(arguments: &Arguments) -> Result<Finish> {
     let device = device(&arguments.device)?;
     let format = ChatFormat::load(&arguments.model)?;
     let model = Decoder::load(&arguments.model, Dtype::Auto.on(device), device)?;
-    let generation = Generation { max_new_tokens: arguments.max_new_tokens, end_ids: format.end_ids(), sampling: None };
-    let mut all = SelfDistilled::default();
-    let mut known = HashSet::new();
-    let mut sources = Vec::new();
-    for path in &arguments.requests {
-        let named = |one: Request| Request { id: format!("{}/{}", stem(path), one.id), ..one };
-        sources.push((path.display().to_string(), load_harmless(path)?.into_iter().map(named).collect()));
-    }
-    let Some(drawn) = drawn(arguments, &model, &format)? else { return Ok(Finish::Stopped) };
-    sources.push(("drawn requests".to_string(), drawn));
-    for (place, mut requests) in sources {
-        requests.retain(|request| known.insert(request.text.clone()));
-        let bar = bar(&place, requests.len())?;
-        for some in requests.chunks(arguments.rows.max(1)) {
+    let of = format!("{} {}", model.fingerprint()?, arguments.max_new_tokens);
+    let journal = arguments.out.with_extension("partial");
+    let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
+    let mut all: Vec<Done> = JsonLines::read(&journal)?;
+    let pieces = pieces(arguments)?;
+    let bar = ProgressBar::new(pieces.len() as u64);
+    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} pieces, {eta} left")?);
+    for piece in &pieces {
+        if !all.iter().any(|done| done.piece == *piece) {
             if STOP.load(Ordering::Relaxed) {
                 return Ok(Finish::Stopped);
             }
-            let found = self_distilled(&model, &format, some, &place, &generation, arguments.rows)?;
-            all.chats.extend(found.chats);
-            all.left_out.extend(found.left_out);
-            bar.inc(some.len() as u64);
+            let found = distilled(piece, &model, &format, arguments)?;
+            let done = Done { of: of.clone(), piece: piece.clone(), found };
+            lines.add(&done)?;
+            all.push(done);
         }
-        bar.finish_and_clear();
+        bar.inc(1);
     }
-    if all.chats.is_empty() {
-        bail!("the model answered none of the requests");
-    }
-    save_chats(&arguments.out, &all.chats)?;
-    println!("{}: {} chats", arguments.out.display(), all.chats.len());
-    if !all.left_out.is_empty() {
-        println!("refused or without text, left out: {}", all.left_out.join(", "));
-    }
+    bar.finish_and_clear();
+    let of_piece = |piece: &Piece| all.iter().find(|done| done.piece == *piece).map(|done| done.found.clone());
+    write(arguments, pieces.iter().filter_map(of_piece))?;
+    std::fs::remove_file(&journal)?;
     Ok(Finish::Completed)
 }
 
-/// What the model writes where the user should speak; none if it was stopped.
-fn drawn(arguments: &Arguments, model: &Decoder, format: &ChatFormat) -> Result<Option<Vec<Request>>> {
-    let sampling = Some(Sampling { top_p: 0.95, seed: arguments.seed, ..Sampling::default() });
-    let generation = Generation { max_new_tokens: LONGEST_REQUEST, end_ids: Vec::new(), sampling };
-    let bar = bar("writing requests", arguments.drawn)?;
-    let mut requests = Vec::new();
-    for from in (0..arguments.drawn).step_by(arguments.rows.max(1)) {
-        if STOP.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        let numbers = from..arguments.drawn.min(from + arguments.rows.max(1));
-        bar.inc(numbers.len() as u64);
-        requests.extend(drawn_requests(model, format, numbers, &generation, arguments.rows)?);
+fn pieces(arguments: &Arguments) -> Result<Vec<Piece>> {
+    let (rows, drawn) = (arguments.rows.max(1), arguments.drawn);
+    let mut pieces = Vec::new();
+    for path in &arguments.requests {
+        let named = |one: Request| Request { id: format!("{}/{}", stem(path), one.id), ..one };
+        let requests: Vec<Request> = load_harmless(path)?.into_iter().map(named).collect();
+        let piece =
+            |requests: &[Request]| Piece::Given { file: path.display().to_string(), requests: requests.to_vec() };
+        pieces.extend(requests.chunks(rows).map(piece));
     }
-    bar.finish_and_clear();
-    Ok(Some(requests))
+    let piece = |from: usize| Piece::Drawn { numbers: from..drawn.min(from + rows), seed: arguments.seed };
+    pieces.extend((0..drawn).step_by(rows).map(piece));
+    Ok(pieces)
 }
 
-fn bar(doing: &str, length: usize) -> Result<ProgressBar> {
-    let bar = ProgressBar::new(length as u64);
-    bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}")?);
-    bar.set_message(doing.to_string());
-    Ok(bar)
+fn distilled(piece: &Piece, model: &Decoder, format: &ChatFormat, arguments: &Arguments) -> Result<SelfDistilled> {
+    let (requests, place) = match piece {
+        Piece::Given { file, requests } => (requests.clone(), file.as_str()),
+        Piece::Drawn { numbers, seed } => {
+            let sampling = Some(Sampling { top_p: 0.95, seed: *seed, ..Sampling::default() });
+            let generation = Generation { max_new_tokens: LONGEST_REQUEST, end_ids: Vec::new(), sampling };
+            (drawn_requests(model, format, numbers.clone(), &generation, arguments.rows)?, "drawn requests")
+        }
+    };
+    let generation = Generation { max_new_tokens: arguments.max_new_tokens, end_ids: format.end_ids(), sampling: None };
+    Ok(self_distilled(model, format, &requests, place, &generation, arguments.rows)?)
+}
+
+/// Each request once.
+fn write(arguments: &Arguments, found: impl Iterator<Item = SelfDistilled>) -> Result<()> {
+    let mut known = HashSet::new();
+    let (mut chats, mut left_out) = (Vec::new(), Vec::new());
+    for found in found {
+        chats.extend(found.chats.into_iter().filter(|chat| known.insert(chat.messages[0].content.clone())));
+        left_out.extend(found.left_out);
+    }
+    if chats.is_empty() {
+        bail!("the model answered none of the requests");
+    }
+    save_chats(&arguments.out, &chats)?;
+    println!("{}: {} chats", arguments.out.display(), chats.len());
+    if !left_out.is_empty() {
+        println!("refused or without text, left out: {}", left_out.join(", "));
+    }
+    Ok(())
 }

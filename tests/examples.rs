@@ -30,7 +30,7 @@ fn example(name: &str) -> Command {
     let mut command = Command::new(profile.join("examples").join(name));
     // Several run at a time, and the toy is too small to gain from threads.
     command.env("OMP_NUM_THREADS", "1");
-    if name != "custom_attack" {
+    if !["custom_attack", "self_distil"].contains(&name) {
         command.arg("--quick");
     }
     command
@@ -503,6 +503,38 @@ fn what_was_found_on_one_model_is_asked_of_another_and_reported_beside_it() {
     assert_eq!(first[2]["settings"]["framing"], json!({"text": {"bos": true}}));
     // The same name twice would be two columns that nobody can tell apart.
     fails(toy().evaluation(&after).arg("--with").arg(&before), "give this one another name with --name");
+}
+
+#[test]
+fn a_distillation_that_was_stopped_goes_on_and_writes_what_a_whole_one_writes() {
+    let folder = tempfile::tempdir().unwrap();
+    let requests = folder.path().join("requests.txt");
+    let chats = fs::read_to_string(toy().file("harmless_training.jsonl")).unwrap();
+    let asked = |line: &str| {
+        serde_json::from_str::<Value>(line).unwrap()["messages"][0]["content"].as_str().unwrap().to_string()
+    };
+    fs::write(&requests, chats.lines().take(40).map(|line| asked(line) + "\n").collect::<String>()).unwrap();
+    let run = |out: &str| {
+        let mut command = example("self_distil");
+        command.args(["--device", "cpu", "--rows", "1", "--drawn", "20", "--model"]).arg(toy().file("model"));
+        command.arg("--requests").arg(&requests).arg("--out").arg(folder.path().join(out));
+        command
+    };
+    succeeds(&mut run("whole.jsonl"));
+    let partial = folder.path().join("stopped.partial");
+    let done = || fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
+    let mut child = run("stopped.jsonl").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while done() < 3 {
+        assert!(child.try_wait().unwrap().is_none(), "ended before three requests");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert!((3..60).contains(&done()));
+    succeeds(&mut run("stopped.jsonl"));
+    let [whole, stopped] =
+        ["whole", "stopped"].map(|name| fs::read(folder.path().join(name).with_extension("jsonl")).unwrap());
+    assert!(whole == stopped && whole.len() > 1000 && !partial.exists());
 }
 
 #[test]

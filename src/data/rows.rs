@@ -1,5 +1,7 @@
 //! Rows as they are read from data sets, before they are tokens.
 
+use serde::{Deserialize, Serialize};
+
 use super::Message;
 
 /// A request with a harmful and a safe answer.
@@ -24,7 +26,7 @@ pub struct AnswerPair {
 }
 
 /// A harmless conversation.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chat {
     /// Stable and unique in its file.
     pub id: String,

@@ -2,13 +2,15 @@
 
 use std::{collections::HashSet, ops::Range};
 
+use serde::{Deserialize, Serialize};
+
 use super::{answers::answers, refusal::complies};
 use crate::{
     Batch, CausalLm, Chat, ChatFormat, Example, Generation, Message, Request, Result, StringPlace, TokenKind, Tokens,
 };
 
 /// A model's own answers as utility rows.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct SelfDistilled {
     /// A conversation for each request that the model answered.
     pub chats: Vec<Chat>,
