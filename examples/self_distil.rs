@@ -83,25 +83,27 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     let of = format!("{} {}", model.fingerprint()?, arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
     let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
-    let mut all: Vec<Done> = JsonLines::read(&journal)?;
+    let known: Vec<Done> = JsonLines::read(&journal)?;
     let pieces = pieces(arguments)?;
+    let mut all = Vec::with_capacity(pieces.len());
     let bar = ProgressBar::new(pieces.len() as u64);
     bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} pieces, {eta} left")?);
-    for piece in &pieces {
-        if !all.iter().any(|done| done.piece == *piece) {
+    for piece in pieces {
+        if let Some(done) = known.iter().find(|done| done.piece == piece) {
+            all.push(done.found.clone());
+        } else {
             if STOP.load(Ordering::Relaxed) {
                 return Ok(Finish::Stopped);
             }
-            let found = distilled(piece, &model, &format, arguments)?;
-            let done = Done { of: of.clone(), piece: piece.clone(), found };
+            let found = distilled(&piece, &model, &format, arguments)?;
+            let done = Done { of: of.clone(), piece, found };
             lines.add(&done)?;
-            all.push(done);
+            all.push(done.found);
         }
         bar.inc(1);
     }
     bar.finish_and_clear();
-    let of_piece = |piece: &Piece| all.iter().find(|done| done.piece == *piece).map(|done| done.found.clone());
-    write(arguments, pieces.iter().filter_map(of_piece))?;
+    write(arguments, all)?;
     std::fs::remove_file(&journal)?;
     Ok(Finish::Completed)
 }
@@ -135,10 +137,10 @@ fn distilled(piece: &Piece, model: &Decoder, format: &ChatFormat, arguments: &Ar
 }
 
 /// Each request once.
-fn write(arguments: &Arguments, found: impl Iterator<Item = SelfDistilled>) -> Result<()> {
+fn write(arguments: &Arguments, all: Vec<SelfDistilled>) -> Result<()> {
     let mut known = HashSet::new();
     let (mut chats, mut left_out) = (Vec::new(), Vec::new());
-    for found in found {
+    for found in all {
         chats.extend(found.chats.into_iter().filter(|chat| known.insert(chat.messages[0].content.clone())));
         left_out.extend(found.left_out);
     }

@@ -45,13 +45,14 @@ impl Curve {
     }
 
     /// The point of an update that is there without it: its measuring was stopped.
-    pub fn catch_up(&mut self, update: usize, model: &dyn CausalLm) -> anyhow::Result<()> {
+    pub fn catch_up(&mut self, update: usize, of: usize, model: &dyn CausalLm) -> anyhow::Result<()> {
         let is_there = self.last == Some(update);
-        if update > 0 && update.is_multiple_of(self.every.get()) && !is_there {
-            self.measure(update, model)
-        } else {
-            Ok(())
-        }
+        if self.is_due(update, of) && !is_there { self.measure(update, model) } else { Ok(()) }
+    }
+
+    /// The beginning and the end are measured in full, elsewhere.
+    fn is_due(&self, update: usize, of: usize) -> bool {
+        0 < update && update < of && update.is_multiple_of(self.every.get())
     }
 
     fn measure(&mut self, update: usize, model: &dyn CausalLm) -> anyhow::Result<()> {
@@ -69,8 +70,7 @@ impl Observer for Curve {
 
     fn inspect(&mut self, metrics: &UpdateMetrics, model: &dyn CausalLm) -> Result<()> {
         let UpdateMetrics { update, updates_total, .. } = *metrics;
-        // The end is measured in full.
-        if !update.is_multiple_of(self.every.get()) || update == updates_total {
+        if !self.is_due(update, updates_total) {
             return Ok(());
         }
         let wrong = |error| Error::mismatch(format!("measuring after update {update}"), "a measurement", error);

@@ -137,9 +137,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
         let short = Measuring { short: true, ..measuring.clone() };
         let (format, held_out) = (inputs.format.clone(), inputs.held_out.clone());
         let mut curve = Curve::open(&out.join("curve.jsonl"), every, done, short, format, held_out)?;
-        if done < trainer.updates_total() {
-            curve.catch_up(done, trainer.model())?;
-        }
+        curve.catch_up(done, trainer.updates_total(), trainer.model())?;
         trainer.observe(curve);
     }
     if trainer.run(&STOP)? == Finish::Stopped {
