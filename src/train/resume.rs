@@ -102,8 +102,9 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     /// process can use the folder from then on, until the run ends or the trainer is dropped.
     ///
     /// # Errors
-    /// If another process is at work in the folder, if the checkpoint is of another run (another original model, adapter, attack, loss, setting or row: the message says
-    /// which), or a file of it is not what it should be. The weights are then as they were.
+    /// If another process is at work in the folder, if the checkpoint is of another run (another original model, adapter,
+    /// attack, loss, setting or row: the message says which), or a file of it is not what it should be. The weights are then
+    /// as they were.
     pub fn resume(&mut self) -> Result<usize> {
         self.hold_folder()?;
         let (Some((update, folder)), Some(checkpoints)) = (self.latest_checkpoint()?, &mut self.checkpoints) else {

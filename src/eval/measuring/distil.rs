@@ -40,8 +40,8 @@ pub fn self_distilled(
 }
 
 /// Requests that a model writes itself: given its chat template up to where the user speaks, it goes on with what users said
-/// in its own training (Magpie, Xu et al. 2024). A text is drawn for each number, `rows` at a time, as `generation` says: which one,
-/// its sampling's seed and the number decide. Each ends with the first token that ends a turn or that the template puts behind a
+/// in its own training (Magpie, Xu et al. 2024). A text is drawn for each number, `rows` at a time, as `generation` says:
+/// which one, its sampling's seed and the number decide. Each ends with the first token that ends a turn or that the template puts behind a
 /// user's text; those that do not end, hold no text or come twice are left out.
 ///
 /// A model may write requests that it should refuse. Read them, or draw them from one that is known to write harmless ones.
