@@ -109,7 +109,7 @@ struct Arguments {
     device: String,
     /// auto, float32, bfloat16, float16; helping models too
     #[arg(long, default_value = "auto")]
-    dtype: String,
+    dtype: Dtype,
     /// Where records and report go; an evaluation that was stopped there goes on
     #[arg(long)]
     out: Option<PathBuf>,
@@ -239,7 +239,7 @@ fn inputs<'a>(
         bail!("--attacks none cannot stand beside other attacks");
     }
     let device = device(&arguments.device)?;
-    let place = Place { device, kind: arguments.dtype.parse::<Dtype>()?.on(device) };
+    let place = Place { device, kind: arguments.dtype.on(device) };
     let mut attacked = cases::read(behaviors, targets, arguments.category.as_deref(), most)?;
     let most = arguments.search_cases.map_or(usize::MAX, NonZeroUsize::get);
     let searched = attacked.searched(most);

@@ -49,6 +49,9 @@ struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
+    /// auto, float32, bfloat16 or float16
+    #[arg(long, default_value = "auto")]
+    dtype: Dtype,
     /// JSONL of chats, as the training examples read it
     #[arg(long)]
     out: PathBuf,
@@ -79,7 +82,7 @@ struct Done {
 fn distil(arguments: &Arguments) -> Result<Finish> {
     let device = device(&arguments.device)?;
     let format = ChatFormat::load(&arguments.model)?;
-    let model = Decoder::load(&arguments.model, Dtype::Auto.on(device), device)?;
+    let model = Decoder::load(&arguments.model, arguments.dtype.on(device), device)?;
     let of = format!("{} {}", model.fingerprint()?, arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
     let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;

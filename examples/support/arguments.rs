@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use advtrain::{Algorithm, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
+use advtrain::{Algorithm, Dtype, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
@@ -50,6 +50,9 @@ pub struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
+    /// auto, float32, bfloat16 or float16, in place of the preset's
+    #[arg(long)]
+    pub dtype: Option<Dtype>,
     /// Where the run goes; a run that was stopped there goes on
     #[arg(long)]
     pub out: Option<PathBuf>,
@@ -171,6 +174,7 @@ impl Arguments {
             config.train.max_updates = Some(3);
             config.train.batch_size = config.train.batch_size.min(8);
         }
+        config.model.dtype = self.dtype.unwrap_or(config.model.dtype);
         config.train.batch_size = self.batch_size.unwrap_or(config.train.batch_size);
         config.train.utility_share = self.utility_share.unwrap_or(config.train.utility_share);
         config.train.seed = self.seed.unwrap_or(config.train.seed);
