@@ -226,7 +226,7 @@ impl RunConfig {
             attack.threat.radius = Radius::Relative(0.1);
         }
         match &mut self.loss {
-            LossConfig::AdvUl(loss) => loss.away_cut_off.threshold = -3.0,
+            LossConfig::AdvUl(loss) => loss.away_cut_off.threshold = -3.5,
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
         }
         // The length is that of `max_updates`; with few rows it takes many epochs.

@@ -134,7 +134,7 @@ const SMALL: &[(&str, &str)] = &[
     ("train.utility_share", "0.8"),
 ];
 
-const SMALL_ADV_UL: &[(&str, &str)] = &[("loss.adv_ul.away_cut_off.threshold", "-3.0")];
+const SMALL_ADV_UL: &[(&str, &str)] = &[("loss.adv_ul.away_cut_off.threshold", "-3.5")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] = &[("loss.adv_ipo.beta", "0.1"), ("loss.adv_ipo.weight", "0.1")];
 
