@@ -4,7 +4,7 @@
     make plots
 
 docs/strength.svg and docs/growth.svg from `cargo bench --bench strength` and `cargo bench --bench growth`; docs/curves.svg,
-docs/epsilon.svg and docs/share.svg from the runs of `examples/recipes/run.sh`, which lie in runs/claim.
+docs/epsilon.svg and docs/share.svg from docs/records, which `examples/recipes/run.sh publish` keeps.
 """
 import collections
 import json
@@ -18,7 +18,7 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 TOP = pathlib.Path(__file__).parent.parent
-TARGET, DOCS, RUNS = TOP / "target", TOP / "docs", TOP / "runs" / "claim"
+TARGET, DOCS, RUNS = TOP / "target", TOP / "docs", TOP / "docs" / "records"
 STAGES = {
     "before": "the model as it is, from zero",
     "hardened": "after hardening, from zero",

@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""Prints the tables of docs/results.md that are about SmolLM2-135M, from what `examples/recipes/run.sh` left in runs/claim.
+"""Prints the tables of docs/results.md that are about SmolLM2-135M, from what `examples/recipes/run.sh publish` keeps.
 
-    python3 examples/recipes/results.py [MODEL]
+    python3 examples/recipes/results.py [RUNS [MODEL]]
 
-MODEL: the model's folder, .real/smollm2 where none is given, for the number of its weights.
+RUNS: docs/records where none is given; your own are in runs/claim. MODEL: the model's folder, .real/smollm2 where none is
+given, for the number of its weights.
 """
 import collections
 import json
@@ -15,7 +16,7 @@ import sys
 import tomllib
 
 TOP = pathlib.Path(__file__).parent.parent.parent
-RUNS = TOP / "runs" / "claim"
+RUNS, MODEL, *_ = map(pathlib.Path, [*sys.argv[1:], *[TOP / "docs" / "records", TOP / ".real" / "smollm2"][len(sys.argv) - 1 :]])
 NAMES = {
     "untrained": "untrained",
     "advul-0": "C-AdvUL",
@@ -119,6 +120,9 @@ def of_tasks(model):
             if task["task"] == name and flag in task["rates"]:
                 found = task["rates"][flag]["rate"]
                 yield title, share(found["count"], found["total"])
+        if "acc" in task["rates"]:
+            right = task["rates"]["acc"]["rate"]
+            yield f"accuracy on {task['task']}", share(right["count"], right["total"])
         if "loss" in task["means"]:
             mean, items = task["means"]["loss"]
             yield f"loss of {items} chats, nats per token", f"{mean:.3f}"
@@ -133,26 +137,26 @@ def evaluations(runs):
     table([NAMES[run] for run in figures], rows)
 
 
-def sizes(path):
-    """The numbers of elements of a safetensors file's tensors, by their names."""
-    with path.open("rb") as file:
+def products(model):
+    """The two sizes of every matrix that is in a layer of a model's folder."""
+    with (model / "model.safetensors").open("rb") as file:
         header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    elements = lambda shape: shape[0] * elements(shape[1:]) if shape else 1
-    return {name: elements(entry["shape"]) for name, entry in header.items() if name != "__metadata__" and len(entry["shape"]) == 2}
+    return [entry["shape"] for name, entry in header.items() if ".layers." in name and len(entry["shape"]) == 2]
 
 
-def operations(updates, model, run):
+def operations(updates, settings):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
-    each number of the adapter where it is trained; an attack is on weights that the adapter is merged into. The head is not
-    counted, nor C-AdvIPO's one pass of the original model over its rows."""
-    layers = sum(size for name, size in sizes(model / "model.safetensors").items() if "embed" not in name and "lm_head" not in name)
-    adapter = sum(sizes(RUNS / run / "adapter" / "adapter_model.safetensors").values())
+    each number of the adapter where it is trained; an attack is counted as on weights that the adapter is merged into. The head
+    is not counted, nor C-AdvIPO's one pass of the original model over its rows."""
+    matrices = products(MODEL)
+    layers = sum(output * inputs for output, inputs in matrices)
+    adapter = settings["lora"]["rank"] * sum(output + inputs for output, inputs in matrices)
     attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
     trained = sum(update["tokens"] for update in updates)
     return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained
 
 
-def costs(runs, model):
+def costs(runs):
     """A pass is one of one row, forward or backward: those of the attack, and two of every row that is learnt."""
     rows = list(PAPER.items())
     for run in runs:
@@ -161,7 +165,8 @@ def costs(runs, model):
             continue
         attacks = [update["attack"] for update in updates if update["attack"]]
         counted = all(attack.get("pass_tokens") for attack in attacks)
-        steps = tomllib.loads((RUNS / run / "run.toml").read_text())["attack"]["steps"] if attacks else 0
+        settings = tomllib.loads((RUNS / run / "run.toml").read_text())
+        steps = settings["attack"]["steps"] if attacks else 0
         trained = sum(update["rows"] for update in updates)
         attacked = sum(attack["rows"] for attack in attacks)
         seconds = statistics.median(update["seconds"] for update in updates)
@@ -171,7 +176,7 @@ def costs(runs, model):
             f"{2 * (attacked * steps + trained):,}",
             f"{seconds:.1f}",
             f"{seconds * len(updates) / 60:.1f}",
-            f"{operations(updates, model, run):.2e}" if counted else "-",
+            f"{operations(updates, settings):.2e}" if counted else "-",
         ]))
     head = ["forward/backward passes per adversarial example", "updates x rows", "passes in all", "seconds per update (median)",
             "minutes of updates (median x updates)", "operations of the layers' products"]
@@ -179,13 +184,13 @@ def costs(runs, model):
 
 
 def main():
-    model = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else TOP / ".real" / "smollm2"
     print("## Attacks and utility")
     evaluations(MAIN)
     print("\n## Seeds")
     evaluations(SEEDS)
     print("\n## Costs")
-    costs([run for run in NAMES if (RUNS / run).exists()] + sorted(run.name for prefix in ("epsilon-*", "share-*") for run in RUNS.glob(prefix) if run.is_dir()), model)
+    sweeps = sorted(run.name for prefix in ("epsilon-*", "share-*") for run in RUNS.glob(prefix))
+    costs([*NAMES, *sweeps])
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 #     examples/recipes/run.sh                    # all
 #     examples/recipes/run.sh train advul-0      # one training
 #     examples/recipes/run.sh evaluate advul-0   # and what it came to
+#     examples/recipes/run.sh publish            # all but the weights into docs/records, which the tables and plots are made of
 #
 # The runs lie in runs/claim. From the top of the repository, with these in the environment, or at these places:
 #
@@ -12,23 +13,30 @@
 #                 harmbench_behaviors_text_val.csv and adv_training_val_targets.json beside it
 #     SEED_TASKS  Self-Instruct's seed tasks as UltraChat-form JSONL
 #     XSTEST      xstest_v2_prompts.csv
+#     ARC         ARC-Easy-Test.jsonl, if at hand
+#     ATTACKS     those to evaluate with: direct,embedding,autodan,gcg
+#     DTYPE       auto, or bfloat16 on a processor with a matrix unit for it
 set -eu
 MODEL=${MODEL:-.real/smollm2}
 BEHAVIORS=${BEHAVIORS:-data/adv_training_behaviors.csv}
 SEED_TASKS=${SEED_TASKS:-data/self_instruct_seed.jsonl}
 XSTEST=${XSTEST:-data/xstest_v2_prompts.csv}
+ARC=${ARC:-}
+ATTACKS=${ATTACKS:-direct,embedding,autodan,gcg}
+DTYPE=${DTYPE:-auto}
 
 here=$(dirname "$0")
 data=$(dirname "$BEHAVIORS")
 runs=runs/claim
-example() { program=$1; shift; cargo run --quiet --release --example "$program" -- "$@"; }
+example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" "$@"; }
 
 # The model's own answers to our harmless requests and to requests that it writes itself, and four of five seed tasks; each fifth
 # is kept to measure on.
 utility() {
     [ -e $runs/utility.jsonl ] && return
     awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats.jsonl
-    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt --drawn 640 --rows 32 --out $runs/own_answers.jsonl
+    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt,examples/data/harmless_twins.txt \
+        --drawn 640 --rows 32 --out $runs/own_answers.jsonl
     awk 'NR % 5' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
     mv $runs/utility.partial $runs/utility.jsonl
 }
@@ -63,18 +71,29 @@ evaluate() {
     utility
     example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
         --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
-        --attacks direct,embedding,gcg,autodan --search-cases 16 \
-        --utility "xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats.jsonl" \
+        --attacks "$ATTACKS" --search-cases 16 \
+        --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats.jsonl" \
         --out "$runs/evaluation-$name" "$@"
 }
 
 before() { evaluate untrained; }
 after() { evaluate "$1" --adapter "$runs/$1/adapter"; }
 
+publish() {
+    for folder in "$runs"/*/; do
+        kept=docs/records/$(basename "$folder")
+        mkdir -p "$kept"
+        for file in run.toml metrics.jsonl curve.jsonl before.json after.json settings.toml records.jsonl report.json; do
+            [ ! -e "$folder$file" ] || cp "$folder$file" "$kept/"
+        done
+    done
+}
+
 mkdir -p $runs
 case ${1:-all} in
     train) train "$2" ;;
     evaluate) if [ "$2" = untrained ]; then before; else after "$2"; fi ;;
+    publish) publish ;;
     all)
         before
         for name in advul-0 advipo-0 no_attack-0 one_step-0 advul-1 advul-2 advipo-1 advipo-2; do
@@ -85,5 +104,5 @@ case ${1:-all} in
             train $name
         done
         ;;
-    *) sed -n '2,15p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,19p' "$0" >&2; exit 2 ;;
 esac
