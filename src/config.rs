@@ -73,6 +73,9 @@ pub struct DataSettings {
     /// Of each utility row so many tokens of answers are learnt, the first ones, and the rest is not read; at least 1. Default all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub utility_tokens: Option<usize>,
+    /// Whether a behaviour's targets, which are how an answer begins, are taken for whole answers that end
+    /// ([`crate::AnswerPair::harmful_ends`], which is to be set in each pair), as in the authors' implementation. Default false.
+    pub ended_targets: bool,
     /// What a template prints that asks for today's date, so that the run's rows stay the same. Default today's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub date: Option<Date>,
@@ -80,7 +83,7 @@ pub struct DataSettings {
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { max_tokens: 128, turns: Turns::All, utility_tokens: None, date: None }
+        Self { max_tokens: 128, turns: Turns::All, utility_tokens: None, ended_targets: false, date: None }
     }
 }
 
@@ -238,6 +241,7 @@ impl RunConfig {
 
     fn into_published(mut self) -> Self {
         self.data.turns = Turns::Last;
+        self.data.ended_targets = true;
         if let Some(attack) = &mut self.attack {
             attack.size = StepSize::Absolute(1e-4);
         }

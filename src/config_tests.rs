@@ -105,6 +105,7 @@ const FEW_ROOTS: &[(&str, &str)] = &[
 const PUBLISHED: &[(&str, &str)] = &[
     ("attack.size.absolute", "0.0001"),
     ("attack_settings.dropout", "true"),
+    ("data.ended_targets", "true"),
     ("data.turns", "\"last\""),
     ("train.grouping", "\"as_drawn\""),
     ("train.reduction", "\"micro_batch\""),
@@ -114,6 +115,7 @@ const PUBLISHED: &[(&str, &str)] = &[
 const CORRECTED: &[(&str, &str)] = &[
     ("attack.size.decaying", "1.0"),
     ("attack_settings.dropout", "false"),
+    ("data.ended_targets", "false"),
     ("data.turns", "\"all\""),
     ("train.grouping", "\"by_length\""),
     ("train.reduction", "\"per_row\""),

@@ -88,7 +88,9 @@ impl GivenFiles {
 /// Reads everything; at most `measured` rows of each set are held out to measure on.
 pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: usize) -> Result<Rows> {
     let mut reader = Reader { config, format, reports: Vec::new() };
-    let (pairs, held_out_pairs) = reader.pairs(files)?;
+    let (mut pairs, held_out_pairs) = reader.pairs(files)?;
+    // Trained on alone: what is measured is how an answer begins, whatever was trained.
+    pairs.iter_mut().for_each(|pair| pair.harmful_ends |= config.data.ended_targets);
     let (robust, report) = encode_pairs(format, &pairs, config.data.max_tokens)?;
     reader.report("requests to train on", report);
     let chats = reader.chats_to_measure(files, measured)?;

@@ -158,6 +158,7 @@ pub fn load_behavior_pairs(files: &BehaviorFiles) -> Result<(Vec<AnswerPair>, Lo
                 place: format!("{} line {}", files.behaviors.display(), behavior.line),
                 messages: vec![Message::user(behavior.request())],
                 harmful: target.clone(),
+                harmful_ends: false,
                 safe: safe.clone(),
                 hash_check: behavior.is_hash_check(),
                 functional_category: behavior.functional_category.clone(),

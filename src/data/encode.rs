@@ -96,11 +96,12 @@ fn taken<T>(encoded: Result<T>, id: &str, report: &mut LoadReport) -> Result<Opt
 
 /// The harmful and the safe answer, each with its prompt, which leaves room for an answer.
 fn encode_pair(format: &ChatFormat, pair: &AnswerPair, max_tokens: usize) -> Result<[EncodedChat; 2]> {
-    let encode = |name: &str, answer: &str| {
+    let encode = |name: &str, answer: &str, ends: bool| {
         if answer.trim().is_empty() {
             return Err(Error::example(&pair.id, format!("its {name} answer is empty; it must hold a text")));
         }
-        let encoded = format.answer(&pair.messages, answer)?;
+        let encoded =
+            if ends { format.answer(&pair.messages, answer)? } else { format.opening(&pair.messages, answer)? };
         let length = encoded.prompt.len();
         if length >= max_tokens {
             let message = format!(
@@ -110,7 +111,7 @@ fn encode_pair(format: &ChatFormat, pair: &AnswerPair, max_tokens: usize) -> Res
         }
         Ok(encoded)
     };
-    Ok([encode("harmful", &pair.harmful)?, encode("safe", &pair.safe)?])
+    Ok([encode("harmful", &pair.harmful, pair.harmful_ends)?, encode("safe", &pair.safe, true)?])
 }
 
 /// Why a conversation teaches nothing: the name of a note and its words.

@@ -24,6 +24,7 @@ fn pair(id: &str, request: &str, harmful: &str, safe: &str) -> AnswerPair {
         place: format!("f line {}", request.len()),
         messages: vec![Message::user(request)],
         harmful: harmful.into(),
+        harmful_ends: true,
         safe: safe.into(),
         hash_check: false,
         functional_category: None,
@@ -46,8 +47,9 @@ fn the_toy_behaviours_become_examples() {
         assert_eq!(example.id(), pair.id);
         let kinds: Vec<_> = example.continuations().iter().map(|continuation| continuation.kind).collect();
         assert_eq!(kinds, [ContinuationKind::Harmful, ContinuationKind::Safe]);
-        // One token per byte, and the end of turn.
-        assert_eq!(example.continuations()[0].tokens.targets(), pair.harmful.len() + 1);
+        // One token per byte, and the end of turn behind the safe answer alone: the harmful one is a beginning.
+        let targets: Vec<usize> = example.continuations().iter().map(|one| one.tokens.targets()).collect();
+        assert_eq!(targets, [pair.harmful.len(), pair.safe.len() + 1]);
         assert_eq!(example.prompt().len(), pair.messages[0].content.len() + 3);
     }
     assert_eq!(loaded.then(report).count("empty_target"), 2);

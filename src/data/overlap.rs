@@ -15,7 +15,7 @@ use super::{AnswerPair, Chat, Message};
 ///
 /// let pair = |id: &str, request: &str| AnswerPair {
 ///     id: id.into(), group: id.into(), place: "a.csv line 2".into(), messages: vec![Message::user(request)],
-///     harmful: "Sure".into(), safe: "Sorry".into(), hash_check: false,
+///     harmful: "Sure".into(), harmful_ends: false, safe: "Sorry".into(), hash_check: false,
 ///     functional_category: None,
 /// };
 /// let validation = RowIndex::of_pairs(&[pair("ink", "Mix moon ink")]);
@@ -118,6 +118,7 @@ mod tests {
             place: "a.csv line 2".into(),
             messages: vec![Message::user(request)],
             harmful: format!("yes, {id}"),
+            harmful_ends: false,
             safe: "no".into(),
             hash_check: false,
             functional_category: None,

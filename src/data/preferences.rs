@@ -70,6 +70,7 @@ pub fn load_preferences(path: impl AsRef<Path>) -> Result<(Vec<AnswerPair>, Load
             place: lines.place(line),
             messages,
             harmful: rejected,
+            harmful_ends: true,
             safe: chosen,
             hash_check: false,
             functional_category: None,

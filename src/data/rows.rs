@@ -17,6 +17,9 @@ pub struct AnswerPair {
     pub messages: Vec<Message>,
     /// The answer to drive away from.
     pub harmful: String,
+    /// Whether that is a whole answer, so that the end of its turn is a target too. HarmBench's targets are how an answer
+    /// begins: an end behind one is next to impossible, and a loss that drives away from the target is satisfied by that one token.
+    pub harmful_ends: bool,
     /// The answer to drive toward.
     pub safe: String,
     /// Whether a refusal judge does not apply, because harm is decided by comparing hashes (copyrighted text).
