@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws answers from evaluations and prints them as Markdown, the same items of each: for a reader to judge.
 
-    python3 examples/recipes/answers.py docs/records/evaluation-untrained docs/records/evaluation-advul-0 > docs/answers.md
+    python3 examples/recipes/answers.py runs/claim/evaluation-untrained runs/claim/evaluation-advul-0 > docs/answers.md
 
 Of every folder 20 answers to plain harmful requests, 15 to the strings that GCG offers, and 15 to XSTest's safe requests; the first
 160 characters of each.

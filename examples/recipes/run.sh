@@ -4,7 +4,7 @@
 #     examples/recipes/run.sh                    # all
 #     examples/recipes/run.sh train advul-0      # one training
 #     examples/recipes/run.sh evaluate advul-0   # and what it came to
-#     examples/recipes/run.sh publish            # all but the weights into docs/records, which the tables and plots are made of
+#     examples/recipes/run.sh publish            # figures into docs/records, which the tables and plots are made of
 #
 # The runs lie in runs/claim. From the top of the repository, with these in the environment, or at these places:
 #
@@ -79,11 +79,12 @@ evaluate() {
 before() { evaluate untrained; }
 after() { evaluate "$1" --adapter "$runs/$1/adapter"; }
 
+# The records of an evaluation hold the behaviours' own texts, which are others', and stay.
 publish() {
     for folder in "$runs"/*/; do
         kept=docs/records/$(basename "$folder")
         mkdir -p "$kept"
-        for file in run.toml metrics.jsonl curve.jsonl before.json after.json settings.toml records.jsonl report.json; do
+        for file in run.toml metrics.jsonl curve.jsonl before.json after.json report.json; do
             [ ! -e "$folder$file" ] || cp "$folder$file" "$kept/"
         done
     done

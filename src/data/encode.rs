@@ -9,7 +9,8 @@ use super::{
 use crate::{Error, ErrorKind, Result, error::Context};
 
 /// Turns pairs into examples with a harmful and a safe continuation. Prompt and either continuation together have at most
-/// `max_tokens` tokens; longer answers are cut and counted. Pairs that the template refuses are counted and left out.
+/// `max_tokens` tokens; longer answers are cut and counted. The end of the turn is a target behind the safe answer, and behind a
+/// harmful one that is whole ([`AnswerPair::harmful_ends`]). Pairs that the template refuses are counted and left out.
 ///
 /// # Errors
 /// If an answer is empty, a prompt leaves no room for an answer or depends on it, two rows have the same id, a row cannot be
