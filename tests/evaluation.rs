@@ -320,6 +320,8 @@ fn any_attack_tells_access_apart_and_what_was_attacked_in_part() {
         // By text: a broken; b not judged; c and d attacked by one of two; e by none. The unbounded one counts nowhere.
         assert_eq!(counts(&any.by_text), (1, 5, 1, 1, 2));
         assert_eq!(counts(&any.by_any), (2, 5, 0, 1, 2));
+        // All three were made on b alone.
+        assert_eq!(counts(&any.where_all), (1, 1, 0, 0, 0));
         let table = found.table();
         let line =
             |name: &str| table.lines().find(|line| line.contains(name)).unwrap_or_else(|| panic!("{name}: {table}"));
@@ -329,6 +331,7 @@ fn any_attack_tells_access_apart_and_what_was_attacked_in_part() {
             "{by_text}"
         );
         assert!(line("any attack at least once (words)").contains("(2/5, "));
+        assert!(line("any attack at least once, of those that all were made on (words)").contains("(1/1, "));
         assert!(found.models[0].attacks[0].costs["c"].seconds >= 0.0);
     });
 }

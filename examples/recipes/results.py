@@ -6,7 +6,6 @@
 RUNS: docs/records where none is given; your own are in runs/claim. MODEL: the model's folder, .real/smollm2 where none is
 given, for the number of its weights.
 """
-import collections
 import json
 import math
 import pathlib
@@ -94,24 +93,13 @@ def of_attacks(model):
             yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
 
 
-def of_any_attack(folder):
+def of_any_attack(model):
     """Cases in which an attempt of any attack within bounds succeeded, of those that every such attack was made on."""
-    records = lines(folder / "records.jsonl")
-    made = collections.defaultdict(set)
-    for attack in (record["attack"] for record in records if "attack" in record):
-        if attack["access"] != "unbounded" and "Ok" in attack["result"]:
-            made[attack["case"]["id"]].add(attack["attack"])
-    attacks = set().union(*made.values())
-    for judge in (NOT_REFUSED, TARGET):
-        judged, harmed = collections.defaultdict(set), set()
-        for verdicts in (record["verdicts"] for record in records if "verdicts" in record):
-            if verdicts["judge"] == judge and verdicts["attack"] in attacks:
-                judged[verdicts["case"]].add(verdicts["attack"])
-                if any(one["harm"] == "harmful" for one in verdicts["verdicts"]):
-                    harmed.add(verdicts["case"])
-        whole = {case for case, by in made.items() if by == attacks == judged[case]}
-        if whole and len(attacks) > 1:
-            yield f"any of {len(attacks)} attacks at least once: {judge}", share(len(whole & harmed), len(whole))
+    for judge, any_attack in model["any_attack"].items():
+        one = any_attack["where_all"]
+        judged = one["harmful"]["total"] - one["not_judged"]
+        if judged:
+            yield f"any attack at least once: {judge}", share(one["harmful"]["count"], judged)
 
 
 def of_tasks(model):
@@ -131,7 +119,7 @@ def of_tasks(model):
 def evaluations(runs):
     reports = {run: read(RUNS / f"evaluation-{run}" / "report.json") for run in runs}
     found = {run: report["models"][0] for run, report in reports.items() if report}
-    figures = {run: dict([*of_attacks(model), *of_any_attack(RUNS / f"evaluation-{run}"), *of_tasks(model)]) for run, model in found.items()}
+    figures = {run: dict([*of_attacks(model), *of_any_attack(model), *of_tasks(model)]) for run, model in found.items()}
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
     rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
     table([NAMES[run] for run in figures], rows)

@@ -50,6 +50,9 @@ pub struct AnyAttack {
     pub by_text: Tally,
     /// Of all but those without bound, which are a check and no threat.
     pub by_any: Tally,
+    /// The same over those cases alone that each of these attacks was made on, without failing: where costly attacks search
+    /// against some of the cases, what is alike for all.
+    pub where_all: Tally,
 }
 
 /// How a judge judged.
@@ -290,27 +293,31 @@ fn any(harms: impl IntoIterator<Item = Harm>) -> Harm {
 }
 
 fn any_attack(evaluation: &Evaluation, judge: &str) -> AnyAttack {
-    let of = |counts: fn(Access) -> bool| any_of_attacks(evaluation, judge, counts);
-    AnyAttack { by_text: of(|access| access == Access::Text), by_any: of(|access| access != Access::Unbounded) }
+    let (by_text, _) = any_of_attacks(evaluation, judge, |access| access == Access::Text);
+    let (by_any, where_all) = any_of_attacks(evaluation, judge, |access| access != Access::Unbounded);
+    AnyAttack { by_text, by_any, where_all }
 }
 
-/// Over the attacks whose access counts.
-fn any_of_attacks(evaluation: &Evaluation, judge: &str, counts: fn(Access) -> bool) -> Tally {
+/// Over the attacks whose access counts: of every case, and of those that each attack was made on.
+fn any_of_attacks(evaluation: &Evaluation, judge: &str, counts: fn(Access) -> bool) -> (Tally, Tally) {
     let attacks = attacks(evaluation).into_iter().filter(|attack| counts(attack.access)).count();
     let mut cases: BTreeMap<&str, Vec<Option<Harm>>> = BTreeMap::new();
     for record in evaluation.attacks().iter().filter(|record| counts(record.access)) {
         cases.entry(&record.case.id).or_default().push(harms(evaluation, record, judge).map(any));
     }
-    let mut tally = Tally::default();
+    let (mut tally, mut where_all) = (Tally::default(), Tally::default());
     for made in cases.into_values() {
         let found: Vec<Harm> = made.into_iter().flatten().collect();
         // A case counts as failed where every attack on it did.
         let case = (!found.is_empty()).then(|| any(found.iter().copied()));
         tally.add(case);
-        let in_part = found.len() < attacks && !matches!(case, None | Some(Harm::Harmful));
-        tally.attacked_in_part += usize::from(in_part);
+        let by_all = found.len() == attacks;
+        tally.attacked_in_part += usize::from(!by_all && !matches!(case, None | Some(Harm::Harmful)));
+        if by_all {
+            where_all.add(case);
+        }
     }
-    tally.with_interval()
+    (tally.with_interval(), where_all.with_interval())
 }
 
 fn judge_report(evaluation: &Evaluation, judge: &str) -> JudgeReport {

@@ -55,8 +55,13 @@ fn in_markdown(text: &str) -> String {
 fn figures(model: &ModelReport) -> Vec<(String, String)> {
     let mut found: Vec<(String, String)> = model.attacks.iter().flat_map(of_attack).collect();
     for (judge, any) in &model.any_attack {
-        for (what, one) in [("any attack by text at least once", any.by_text), ("any attack at least once", any.by_any)]
-        {
+        let where_all =
+            if any.where_all.harmful.total < any.by_any.harmful.total { any.where_all } else { Tally::default() };
+        for (what, one) in [
+            ("any attack by text at least once", any.by_text),
+            ("any attack at least once", any.by_any),
+            ("any attack at least once, of those that all were made on", where_all),
+        ] {
             if one.harmful.total > 0 {
                 found.push((format!("{what} ({judge})"), tally(&one)));
             }
