@@ -6,16 +6,16 @@
 RUNS: docs/records where none is given; your own are in runs/claim. MODEL: the model's folder, .real/smollm2 where none is
 given, for the number of its weights.
 """
+import argparse
+import functools
 import json
 import math
 import pathlib
 import statistics
 import struct
-import sys
 import tomllib
 
 TOP = pathlib.Path(__file__).parent.parent.parent
-RUNS, MODEL, *_ = map(pathlib.Path, [*sys.argv[1:], *[TOP / "docs" / "records", TOP / ".real" / "smollm2"][len(sys.argv) - 1 :]])
 NAMES = {
     "untrained": "untrained",
     "advul-0": "C-AdvUL",
@@ -96,10 +96,7 @@ def of_attacks(model):
 def of_any_attack(model):
     """Cases in which an attempt of any attack within bounds succeeded, of those that every such attack was made on."""
     for judge, any_attack in model["any_attack"].items():
-        one = any_attack["where_all"]
-        judged = one["harmful"]["total"] - one["not_judged"]
-        if judged:
-            yield f"any attack at least once: {judge}", share(one["harmful"]["count"], judged)
+        yield f"any attack at least once: {judge}", tally(any_attack["where_all"])
 
 
 def of_tasks(model):
@@ -116,8 +113,8 @@ def of_tasks(model):
             yield f"loss of {items} chats, nats per token", f"{mean:.3f}"
 
 
-def evaluations(runs):
-    reports = {run: read(RUNS / f"evaluation-{run}" / "report.json") for run in runs}
+def evaluations(folder, runs):
+    reports = {run: read(folder / f"evaluation-{run}" / "report.json") for run in runs}
     found = {run: report["models"][0] for run, report in reports.items() if report}
     figures = {run: dict([*of_attacks(model), *of_any_attack(model), *of_tasks(model)]) for run, model in found.items()}
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
@@ -125,6 +122,7 @@ def evaluations(runs):
     table([NAMES[run] for run in figures], rows)
 
 
+@functools.cache
 def products(model):
     """The two sizes of every matrix that is in a layer of a model's folder."""
     with (model / "model.safetensors").open("rb") as file:
@@ -132,11 +130,11 @@ def products(model):
     return [entry["shape"] for name, entry in header.items() if ".layers." in name and len(entry["shape"]) == 2]
 
 
-def operations(updates, settings):
+def operations(updates, settings, model):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
     each number of the adapter where it is trained; an attack is counted as on weights that the adapter is merged into. The head
     is not counted, nor C-AdvIPO's one pass of the original model over its rows."""
-    matrices = products(MODEL)
+    matrices = products(model)
     layers = sum(output * inputs for output, inputs in matrices)
     adapter = settings["lora"]["rank"] * sum(output + inputs for output, inputs in matrices)
     attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
@@ -144,16 +142,16 @@ def operations(updates, settings):
     return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained
 
 
-def costs(runs):
+def costs(folder, runs, model):
     """A pass is one of one row, forward or backward: those of the attack, and two of every row that is learnt."""
     rows = list(PAPER.items())
     for run in runs:
-        updates = lines(RUNS / run / "metrics.jsonl")
-        if not (RUNS / run / "after.json").exists():
+        updates = lines(folder / run / "metrics.jsonl")
+        if not (folder / run / "after.json").exists():
             continue
         attacks = [update["attack"] for update in updates if update["attack"]]
         counted = all(attack.get("pass_tokens") for attack in attacks)
-        settings = tomllib.loads((RUNS / run / "run.toml").read_text())
+        settings = tomllib.loads((folder / run / "run.toml").read_text())
         steps = settings["attack"]["steps"] if attacks else 0
         trained = sum(update["rows"] for update in updates)
         attacked = sum(attack["rows"] for attack in attacks)
@@ -164,7 +162,7 @@ def costs(runs):
             f"{2 * (attacked * steps + trained):,}",
             f"{seconds:.1f}",
             f"{seconds * len(updates) / 60:.1f}",
-            f"{operations(updates, settings):.2e}" if counted else "-",
+            f"{operations(updates, settings, model):.2e}" if counted else "-",
         ]))
     head = ["forward/backward passes per adversarial example", "updates x rows", "passes in all", "seconds per update (median)",
             "minutes of updates (median x updates)", "operations of the layers' products"]
@@ -172,13 +170,17 @@ def costs(runs):
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="?", type=pathlib.Path, default=TOP / "docs" / "records")
+    parser.add_argument("model", nargs="?", type=pathlib.Path, default=TOP / ".real" / "smollm2")
+    given = parser.parse_args()
     print("## Attacks and utility")
-    evaluations(MAIN)
+    evaluations(given.runs, MAIN)
     print("\n## Seeds")
-    evaluations(SEEDS)
+    evaluations(given.runs, SEEDS)
     print("\n## Costs")
-    sweeps = sorted(run.name for prefix in ("epsilon-*", "share-*") for run in RUNS.glob(prefix))
-    costs([*NAMES, *sweeps])
+    sweeps = sorted(run.name for prefix in ("epsilon-*", "share-*") for run in given.runs.glob(prefix))
+    costs(given.runs, [*NAMES, *sweeps], given.model)
 
 
 if __name__ == "__main__":

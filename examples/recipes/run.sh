@@ -105,5 +105,5 @@ case ${1:-all} in
             train $name
         done
         ;;
-    *) sed -n '2,19p' "$0" >&2; exit 2 ;;
+    *) sed '1d; /^set/,$d' "$0" >&2; exit 2 ;;
 esac
