@@ -25,7 +25,7 @@ pub enum Iterate {
 /// | `start` | `zero` | where each restart begins | |
 /// | `restarts` | 1 | run so often, keep the best of each row | at least 1; more only where they begin or end apart |
 /// | `iterate` | `last` | which iterate counts | |
-/// | `warm_start` | false | begin the first restart where the same row's last attack ended | |
+/// | `warm_start` | false | begin the first restart where the last attack on the same prompt ended | |
 /// | `dropout` | false | the adapter's dropout on, redrawn at every pass | |
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -36,7 +36,7 @@ pub struct AttackSettings {
     pub restarts: usize,
     /// Which iterate counts.
     pub iterate: Iterate,
-    /// Begin the first restart where the last attack on the same example ended.
+    /// Begin the first restart where the last attack on the same prompt ended, with whatever target.
     pub warm_start: bool,
     /// The adapter's dropout is on, redrawn at every pass.
     pub dropout: bool,

@@ -1,15 +1,22 @@
-//! Perturbations kept from the last time a row was attacked.
+//! Perturbations kept from the last time a prompt was attacked.
 
 use std::collections::{BTreeMap, HashMap};
 
 use tch::{Device, Tensor};
 
-use crate::{Batch, Error, Perturbation, Result, Site, tensor};
+use crate::{Batch, Error, Example, Perturbation, Result, Site, digest::bytes_digest, tensor};
 
-/// For each example, the perturbation that its last attack ended with; of several that it returned, the last.
+/// For each prompt, the perturbation that the last attack on a row of it ended with; of several that it returned, the last.
+///
+/// By prompt and not by row, since a behaviour has many targets and what brings one of them about is near to what does the
+/// next: with a row for each target, few would be attacked twice.
 #[derive(Debug, Default)]
 pub struct WarmStarts {
-    examples: BTreeMap<String, Kept>,
+    prompts: BTreeMap<String, Kept>,
+}
+
+fn key(example: &Example) -> String {
+    bytes_digest(&example.prompt().ids().iter().flat_map(|id| id.to_le_bytes()).collect::<Vec<_>>())
 }
 
 /// One row: its places in the prompt, and the values there at each site, on the CPU.
@@ -35,16 +42,16 @@ impl WarmStarts {
                 Ok((*site, values.f_to_device(Device::Cpu)?))
             });
             let kept = Kept { offsets, parts: parts.collect::<Result<_>>()? };
-            self.examples.insert(example.id().to_string(), kept);
+            self.prompts.insert(key(example), kept);
         }
         Ok(())
     }
 
-    /// The start with what was kept put over it, wherever the same example was perturbed at the same place and site.
+    /// The start with what was kept put over it, wherever the same prompt was perturbed at the same place and site.
     pub(super) fn overlay(&self, start: &Perturbation, batch: &Batch) -> Result<Perturbation> {
         let mut values: Vec<Tensor> = start.parts().iter().map(|part| part.1.shallow_clone()).collect();
         for (row, example) in batch.examples().iter().enumerate() {
-            let Some(kept) = self.examples.get(example.id()) else { continue };
+            let Some(kept) = self.prompts.get(&key(example)) else { continue };
             let held: HashMap<i64, i64> = kept.offsets.iter().copied().zip(0..).collect();
             let (at, offsets) = of_row(start, row);
             let both = at.iter().zip(&offsets).filter_map(|(at, offset)| Some((*at, *held.get(offset)?)));
@@ -62,14 +69,14 @@ impl WarmStarts {
     /// Everything as named tensors, for a checkpoint.
     pub(crate) fn to_tensors(&self) -> Result<Vec<(String, Tensor)>> {
         let mut tensors = Vec::new();
-        for (id, kept) in &self.examples {
-            tensors.push((format!("{id}\u{1f}offsets"), Tensor::f_from_slice(&kept.offsets)?));
+        for (prompt, kept) in &self.prompts {
+            tensors.push((format!("{prompt}\u{1f}offsets"), Tensor::f_from_slice(&kept.offsets)?));
             for (site, values) in &kept.parts {
                 let site = match site {
                     Site::Embeddings => "embeddings".to_string(),
                     Site::Block(block) => block.to_string(),
                 };
-                tensors.push((format!("{id}\u{1f}{site}"), values.shallow_clone()));
+                tensors.push((format!("{prompt}\u{1f}{site}"), values.shallow_clone()));
             }
         }
         Ok(tensors)
@@ -77,12 +84,12 @@ impl WarmStarts {
 
     /// The inverse of [`WarmStarts::to_tensors`].
     pub(crate) fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Result<Self> {
-        let mut examples: BTreeMap<String, Kept> = BTreeMap::new();
+        let mut prompts: BTreeMap<String, Kept> = BTreeMap::new();
         for (name, tensor) in tensors {
-            let Some((id, what)) = name.rsplit_once('\u{1f}') else {
-                return Err(Error::mismatch("name of a warm start", "an example id and a site", name));
+            let Some((prompt, what)) = name.rsplit_once('\u{1f}') else {
+                return Err(Error::mismatch("name of a warm start", "a prompt and a site", name));
             };
-            let kept = examples.entry(id.to_string()).or_insert(Kept { offsets: Vec::new(), parts: Vec::new() });
+            let kept = prompts.entry(prompt.to_string()).or_insert(Kept { offsets: Vec::new(), parts: Vec::new() });
             match what {
                 "offsets" => kept.offsets = Vec::try_from(&tensor)?,
                 "embeddings" => kept.parts.push((Site::Embeddings, tensor)),
@@ -92,19 +99,21 @@ impl WarmStarts {
                 },
             }
         }
-        Ok(Self { examples })
+        Ok(Self { prompts })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Example, Place, TokenKind, Tokens};
+    use crate::{Place, TokenKind, Tokens};
 
-    fn batch(ids: &[&str]) -> Batch {
-        let prompt = || Tokens::of_kind(vec![1, 2, 3], TokenKind::User);
-        Batch::new(ids.iter().map(|id| Example::new(*id, prompt(), Vec::new()).unwrap()).collect(), Device::Cpu)
-            .unwrap()
+    /// Prompts of three tokens, told apart by the last.
+    fn batch(lasts: &[i64]) -> Batch {
+        let rows = lasts.iter().enumerate().map(|(row, last)| {
+            Example::new(format!("row {row}"), Tokens::of_kind(vec![1, 2, *last], TokenKind::User), Vec::new()).unwrap()
+        });
+        Batch::new(rows.collect(), Device::Cpu).unwrap()
     }
 
     /// At each site, for each place, one number that tells them all apart.
@@ -127,9 +136,9 @@ mod tests {
     #[test]
     fn several_sites_come_back_from_a_checkpoint_whatever_the_order_of_their_names() {
         let mut warm = WarmStarts::default();
-        warm.keep(&perturbation(&WHOLE, &SITES, 1.0), &batch(&["a"])).unwrap();
+        warm.keep(&perturbation(&WHOLE, &SITES, 1.0), &batch(&[3])).unwrap();
         let read = WarmStarts::from_tensors(warm.to_tensors().unwrap().into_iter().collect()).unwrap();
-        let found = read.overlay(&perturbation(&WHOLE, &SITES, 500.0), &batch(&["a"])).unwrap();
+        let found = read.overlay(&perturbation(&WHOLE, &SITES, 500.0), &batch(&[3])).unwrap();
         assert_eq!(numbers(&found), [[1.0, 2.0, 3.0], [11.0, 12.0, 13.0], [21.0, 22.0, 23.0]]);
     }
 
@@ -137,10 +146,10 @@ mod tests {
     fn places_and_sites_that_were_not_perturbed_start_as_they_would() {
         let mut warm = WarmStarts::default();
         let kept = perturbation(&[(1, 2), (1, 0), (0, 1)], &[Site::Block(2)], 1.0);
-        warm.keep(&kept, &batch(&["a", "b"])).unwrap();
+        warm.keep(&kept, &batch(&[3, 4])).unwrap();
         let start = perturbation(&WHOLE, &SITES, 500.0);
-        let found = numbers(&warm.overlay(&start, &batch(&["b"])).unwrap());
+        let found = numbers(&warm.overlay(&start, &batch(&[4])).unwrap());
         assert_eq!(found, [[500.0, 501.0, 502.0], [2.0, 511.0, 1.0], [520.0, 521.0, 522.0]]);
-        assert_eq!(numbers(&warm.overlay(&start, &batch(&["c"])).unwrap()), numbers(&start));
+        assert_eq!(numbers(&warm.overlay(&start, &batch(&[5])).unwrap()), numbers(&start));
     }
 }

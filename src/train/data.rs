@@ -27,7 +27,7 @@ impl TrainingData {
         }
     }
 
-    /// An error if two rows have the same id: starts, warm starts and reference values are kept by it.
+    /// An error if two rows have the same id: starts are drawn and reference values kept by it.
     pub(super) fn check_ids(&self) -> Result<()> {
         let mut seen = HashSet::new();
         match self.robust.iter().chain(&self.utility).find(|example| !seen.insert(example.id())) {
