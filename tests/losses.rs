@@ -4,10 +4,10 @@
 mod toy;
 
 use advtrain::{
-    Adapter, AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, AwayForm, Batch, CausalLm, ContinuationKind,
-    CutOff, CutOffForm, Decoder, EmbeddingAttack, Example, Floor, FloorForm, Input, Layout, LengthNormalisation,
-    LossInput, Pass, Perturbation, Pgd, Place, PreferenceForm, Reduction, Result, RobustLoss, Site, SupervisedLoss,
-    Term, TermValues, TrainSettings, TrainerBuilder, TrainingData, UpdateSize, UtilityLoss,
+    Adapter, AdvIpoLoss, AdvUlLoss, AdversarialTrainer, Against, AttackSettings, AwayForm, Batch, CausalLm,
+    ContinuationKind, CutOff, CutOffForm, Decoder, EmbeddingAttack, Example, Floor, FloorForm, Input, Layout,
+    LengthNormalisation, LossInput, Pass, Perturbation, Pgd, Place, PreferenceForm, Reduction, Result, RobustLoss,
+    Site, SupervisedLoss, Term, TermValues, TrainSettings, TrainerBuilder, TrainingData, UpdateSize, UtilityLoss,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
@@ -271,7 +271,7 @@ fn references_are_the_original_models_without_perturbation_and_without_floor() {
 }
 
 #[test]
-fn the_supervised_loss_is_the_mean_cross_entropy() {
+fn the_supervised_loss_is_the_mean_cross_entropy_and_if_asked_that_of_first_tokens() {
     let (model, rows) = (adapted(0.0), [0, 1, 2].map(useful).to_vec());
     let input = LossInput { model: &model, batch: &batch(rows.clone()), perturbation: None, dropout: false };
     let terms = SupervisedLoss::default().terms(&input).unwrap();
@@ -280,33 +280,27 @@ fn the_supervised_loss_is_the_mean_cross_entropy() {
     assert_close("utility", &found, &expected);
     assert_eq!((terms.len(), terms[0].weight, terms[0].cut_off, kind), (1, 1.0, None, Utility));
     assert_eq!(tokens, Some(vec![2.0, 3.0, 2.0]));
+
+    let terms = SupervisedLoss { first_weight: 0.3, ..SupervisedLoss::default() }.terms(&input).unwrap();
+    let expected: Vec<f64> = log_probs(&model, &rows, Utility, None).iter().map(|row| -row[0]).collect();
+    let [whole, first] = &terms[..] else { panic!("two terms") };
+    assert_close("utility", &of_rows(whole).0, &found);
+    let (found, kind, tokens) = of_rows(first);
+    assert_close("utility_first", &found, &expected);
+    assert_eq!((first.name.as_str(), first.weight, first.cut_off, kind), ("utility_first", 0.3, None, Utility));
+    assert_eq!(tokens, None);
 }
 
-/// KL to the original model, on either kind of row.
-struct ToOriginal(ContinuationKind);
-
-impl ToOriginal {
-    fn term(&self, input: &LossInput) -> Result<Vec<Term>> {
-        let targets = input.batch.targets(self.0)?;
-        let of = |hidden: Tensor| hidden.index_select(0, &targets.predictors);
-        let kl = input.model.kl(&of(input.hidden(&[])?.last), &of(input.reference_hidden(&[])?.last))?;
-        let values = TermValues::Rows { values: targets.mean_per_row(&kl)?, kind: self.0, tokens: None };
-        Ok(vec![Term { name: "kl".into(), weight: 1.0, values, cut_off: None }])
-    }
-}
+/// KL to the original model on harmful answers.
+struct ToOriginal;
 
 impl RobustLoss for ToOriginal {
     fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
-        self.term(input)
-    }
-    fn uses_reference(&self) -> bool {
-        true
-    }
-}
-
-impl UtilityLoss for ToOriginal {
-    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
-        self.term(input)
+        let targets = input.batch.targets(Harmful)?;
+        let of = |hidden: Tensor| hidden.index_select(0, &targets.predictors);
+        let kl = input.model.kl(&of(input.hidden(&[])?.last), &of(input.reference_hidden(&[])?.last))?;
+        let values = TermValues::Rows { values: targets.mean_per_row(&kl)?, kind: Harmful, tokens: None };
+        Ok(vec![Term { name: "kl".into(), weight: 1.0, values, cut_off: None }])
     }
     fn uses_reference(&self) -> bool {
         true
@@ -319,11 +313,11 @@ fn a_loss_that_compares_with_the_original_model_needs_an_adapter() {
     let data = || TrainingData { robust: vec![robust(1), robust(2)], utility: vec![useful(1), useful(2)] };
     let on_robust = |model| {
         let builder = AdversarialTrainer::builder(model).data(data()).settings(settings(0.0));
-        builder.robust(Box::new(ToOriginal(Harmful)) as Box<dyn RobustLoss>).build()
+        builder.robust(Box::new(ToOriginal) as Box<dyn RobustLoss>).build()
     };
     let on_utility = |model| {
         let builder = AdversarialTrainer::builder(model).data(data()).settings(settings(1.0));
-        builder.utility(Box::new(ToOriginal(Utility)) as Box<dyn UtilityLoss>).build()
+        builder.utility(SupervisedLoss { against: Against::Reference, ..SupervisedLoss::default() }).build()
     };
     for build in [&on_robust as &dyn Fn(Decoder) -> Result<AdversarialTrainer<Decoder>>, &on_utility] {
         let error = build(all_weights()).map(|_| ()).unwrap_err().to_string();
@@ -332,32 +326,47 @@ fn a_loss_that_compares_with_the_original_model_needs_an_adapter() {
     }
 }
 
-/// KL(original || model) of the target tokens, from both models' logits.
-#[test]
-fn a_loss_that_compares_with_the_original_model_is_its_formula() {
-    let (model, original, rows) = (adapted(0.0), decoder(), rows());
-    let (rows, d) = (batch(rows.clone()), perturbation(&rows));
-    let input = LossInput { model: &model, batch: &rows, perturbation: Some(&d), dropout: false };
-    let terms = RobustLoss::terms(&ToOriginal(Harmful), &input).unwrap();
-    let targets = rows.targets(Harmful).unwrap();
+/// KL(original || model) of each row's targets of a kind, from both models' logits.
+fn kl_to_original(model: &Decoder, rows: &Batch, kind: ContinuationKind, d: Option<&Perturbation>) -> Vec<Vec<f64>> {
+    let targets = rows.targets(kind).unwrap();
     let log_softmax = |model: &Decoder, d: Option<&Perturbation>| {
-        let hidden = model.hidden(&Input::of_batch(model, &rows, d, Pass::default()).unwrap()).unwrap();
+        let hidden = model.hidden(&Input::of_batch(model, rows, d, Pass::default()).unwrap()).unwrap();
         model.logits(&hidden.last.index_select(0, &targets.predictors)).unwrap().log_softmax(-1, Kind::Double)
     };
-    let (ours, theirs) = (log_softmax(&model, Some(&d)), log_softmax(&original, None));
+    let (ours, theirs) = (log_softmax(model, d), log_softmax(&decoder(), None));
     let of_tokens = numbers(&(theirs.exp() * (&theirs - &ours)).sum_dim_intlist(-1, false, Kind::Double));
-    let expected: Vec<f64> = (0..rows.rows())
-        .map(|row| {
-            mean(
-                &(0..of_tokens.len())
-                    .filter(|at| targets.list[*at].row == row)
-                    .map(|at| of_tokens[at])
-                    .collect::<Vec<_>>(),
-            )
-        })
-        .collect();
+    let of_row = |row| (targets.list.iter().zip(&of_tokens)).filter(move |(one, _)| one.row == row).map(|(_, kl)| *kl);
+    (0..rows.rows()).map(|row| of_row(row).collect()).collect()
+}
+
+#[test]
+fn a_loss_that_compares_with_the_original_model_is_its_formula() {
+    let (model, rows) = (adapted(0.0), rows());
+    let (rows, d) = (batch(rows.clone()), perturbation(&rows));
+    let input = LossInput { model: &model, batch: &rows, perturbation: Some(&d), dropout: false };
+    let terms = ToOriginal.terms(&input).unwrap();
+    let expected = means(&kl_to_original(&model, &rows, Harmful, Some(&d)));
     assert!(expected.iter().all(|value| *value > 1e-3), "{expected:?}");
     assert_close("kl", &of_rows(&terms[0]).0, &expected);
+}
+
+#[test]
+fn the_supervised_loss_against_the_original_model_is_the_kl_of_its_predictions() {
+    let (model, rows) = (adapted(0.0), batch([0, 1, 2].map(useful).to_vec()));
+    let input = LossInput { model: &model, batch: &rows, perturbation: None, dropout: false };
+    let loss = SupervisedLoss { weight: 2.0, first_weight: 0.3, against: Against::Reference };
+    let terms = loss.terms(&input).unwrap();
+    let expected = kl_to_original(&model, &rows, Utility, None);
+    assert!(expected.concat().iter().all(|value| *value > 1e-3), "{expected:?}");
+    let [whole, first] = &terms[..] else { panic!("two terms") };
+    assert_eq!((whole.weight, first.weight), (2.0, 0.3));
+    assert_close("utility", &of_rows(whole).0, &means(&expected));
+    assert_close("utility_first", &of_rows(first).0, &expected.iter().map(|row| row[0]).collect::<Vec<_>>());
+
+    let untrained = LossInput { model: &with_lora(0.0), ..input };
+    for term in loss.terms(&untrained).unwrap() {
+        assert_eq!(of_rows(&term).0, [0.0; 3], "an adapter that adds nothing yet is the original model");
+    }
 }
 
 #[test]
@@ -403,13 +412,14 @@ fn settings_out_of_range_are_refused_when_the_trainer_is_built() {
         ),
         (Box::new(AdvUlLoss { toward_weight: -0.5, ..ul() }), "loss.adv_ul.toward_weight = -0.5"),
     ];
-    let with = |loss: Box<dyn RobustLoss>, weight| {
+    let with_utility = |loss: Box<dyn RobustLoss>, utility: SupervisedLoss| {
         AdversarialTrainer::builder(with_lora(0.0))
             .robust(loss)
-            .utility(SupervisedLoss { weight })
+            .utility(utility)
             .data(TrainingData { robust: vec![robust(1)], utility: vec![useful(1)] })
             .settings(TrainSettings { batch_size: 2, utility_share: 0.5, ..TrainSettings::default() })
     };
+    let with = |loss, weight| with_utility(loss, SupervisedLoss { weight, ..SupervisedLoss::default() });
     let refused = |builder: TrainerBuilder<Decoder>| builder.build().map(|_| ()).unwrap_err().to_string();
     for (loss, expected) in robust_losses {
         let error = refused(with(loss, 1.0));
@@ -417,6 +427,8 @@ fn settings_out_of_range_are_refused_when_the_trainer_is_built() {
     }
     let good = || Box::new(floor(f64::NEG_INFINITY)) as Box<dyn RobustLoss>;
     assert_eq!(refused(with(good(), -1.0)), "utility.weight = -1: must be at least 0 and finite");
+    let first = SupervisedLoss { first_weight: f64::NAN, ..SupervisedLoss::default() };
+    assert_eq!(refused(with_utility(good(), first)), "utility.first_weight = NaN: must be at least 0 and finite");
     let attack = |steps| {
         let boxed = Box::new(Pgd { steps, ..Pgd::default() }) as Box<dyn EmbeddingAttack>;
         with(good(), 1.0).attack(boxed, AttackSettings::default())

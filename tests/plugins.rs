@@ -315,7 +315,7 @@ fn a_penalty_on_weights_counts_once_per_update() {
         };
         let mut trainer = AdversarialTrainer::builder(model)
             .robust(Spread)
-            .utility(SupervisedLoss { weight: 0.0 })
+            .utility(SupervisedLoss { weight: 0.0, ..Default::default() })
             .data(TrainingData { robust: (0..4).map(robust).collect(), utility: (0..3).map(useful).collect() })
             .settings(TrainSettings {
                 batch_size: 7,

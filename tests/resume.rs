@@ -156,7 +156,7 @@ fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
         (random_run().attack(three_steps, around()), "steps: 3"),
         (random_run().attack(Pgd { steps: 2, ..Pgd::default() }, AttackSettings::default()), "attack settings was"),
         (random_run().robust(AdvUlLoss { away_weight: 0.7, ..Default::default() }), "robust loss was"),
-        (random_run().utility(SupervisedLoss { weight: 2.0 }), "utility loss was"),
+        (random_run().utility(SupervisedLoss { weight: 2.0, ..Default::default() }), "utility loss was"),
         (random_run().data(other_data), "utility rows was"),
         (random_run_of(with_lora(0.2)), "adapter was"),
         (random_run_of(other_model), "original model was"),

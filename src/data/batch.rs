@@ -215,6 +215,31 @@ impl Targets {
     /// # Errors
     /// If `values` is not `[targets]`.
     pub fn mean_per_row(&self, values: &Tensor) -> Result<Tensor> {
+        self.check(values)?;
+        mean_by_row(values, &self.rows, &self.counts)
+    }
+
+    /// The mean over the first target of each of a row's answers, of which a chat of several turns has several: `[targets]` to
+    /// `[rows]`; 0 for a row without targets.
+    ///
+    /// # Errors
+    /// If `values` is not `[targets]`.
+    pub fn mean_of_firsts_per_row(&self, values: &Tensor) -> Result<Tensor> {
+        self.check(values)?;
+        let before = std::iter::once(None).chain(self.list.iter().map(Some));
+        let goes_on = |before: Option<&Target>, target: &Target| {
+            before.is_some_and(|before| before.row == target.row && before.token == target.predictor)
+        };
+        let firsts = (self.list.iter().zip(before).enumerate())
+            .filter_map(|(at, (target, before))| (!goes_on(before, target)).then_some(at as i64));
+        let firsts = tensor::index(&firsts.collect::<Vec<_>>(), values.device())?;
+        let rows = self.rows.f_index_select(0, &firsts)?;
+        let ones = Tensor::f_ones(firsts.size(), (self.counts.kind(), self.counts.device()))?;
+        let counts = self.counts.f_zeros_like()?.f_index_add(0, &rows, &ones)?;
+        mean_by_row(&values.f_index_select(0, &firsts)?, &rows, &counts)
+    }
+
+    fn check(&self, values: &Tensor) -> Result<()> {
         if values.size() != [self.list.len() as i64] {
             return Err(Error::mismatch(
                 "values per target",
@@ -222,9 +247,7 @@ impl Targets {
                 format!("{:?}", values.size()),
             ));
         }
-        let rows = self.counts.size()[0];
-        let sums = Tensor::f_zeros([rows], (values.kind(), values.device()))?.f_index_add(0, &self.rows, values)?;
-        Ok(sums.f_div(&self.counts.f_clamp_min(1.0)?.f_to_kind(values.kind())?)?)
+        Ok(())
     }
 
     /// [`Targets::counts`] in another dtype.
@@ -234,6 +257,12 @@ impl Targets {
     pub fn counts_as(&self, kind: Kind) -> Result<Tensor> {
         Ok(self.counts.f_to_kind(kind)?)
     }
+}
+
+/// Values `[values]` of rows `[values]`, of which there are so many in each row `[rows]`: to their means `[rows]`.
+fn mean_by_row(values: &Tensor, rows: &Tensor, counts: &Tensor) -> Result<Tensor> {
+    let sums = Tensor::f_zeros(counts.size(), (values.kind(), values.device()))?.f_index_add(0, rows, values)?;
+    Ok(sums.f_div(&counts.f_clamp_min(1.0)?.f_to_kind(values.kind())?)?)
 }
 
 fn row_ids(example: &Example) -> impl Iterator<Item = i64> + '_ {
@@ -292,6 +321,26 @@ mod tests {
         let targets = batch.unwrap().targets(ContinuationKind::Harmful).unwrap();
         let means = targets.mean_per_row(&Tensor::from_slice(&[1.0, 4.0])).unwrap();
         assert_eq!(Vec::<f64>::try_from(means).unwrap(), [0.0, 2.5]);
+    }
+
+    #[test]
+    fn the_first_target_of_every_answer_of_a_row_counts() {
+        use ContinuationKind::{Harmful, Utility};
+        use TokenKind::{Target, Template, User};
+        let chat = |id: &str, kinds: Vec<TokenKind>| {
+            let tokens = Tokens::new(vec![5; kinds.len()], kinds).unwrap();
+            let continuation = Continuation { kind: Utility, tokens };
+            Example::new(id, Tokens::of_kind(vec![1, 2], User), vec![continuation]).unwrap()
+        };
+        let one = chat("one turn", vec![Target, Target, Target]);
+        let two = chat("two turns", vec![Target, Target, User, Template, Target, Target, Template]);
+        let batch = Batch::new(vec![one, example("h", &[Harmful]), two], Device::Cpu).unwrap();
+        let targets = batch.targets(Utility).unwrap();
+        let values = Tensor::from_slice(&[1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0]);
+        let means = targets.mean_of_firsts_per_row(&values).unwrap();
+        assert_eq!(Vec::<f64>::try_from(means).unwrap(), [1.0, 0.0, 20.0]);
+        let error = targets.mean_of_firsts_per_row(&Tensor::from_slice(&[1.0])).unwrap_err().to_string();
+        assert!(error.contains("[7]") && error.contains("[1]"), "{error}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use tch::Tensor;
 
 pub use advipo::{AdvIpoLoss, Floor, FloorForm, LengthNormalisation, PreferenceForm};
 pub use advul::{AdvUlLoss, AwayForm};
-pub use supervised::SupervisedLoss;
+pub use supervised::{Against, SupervisedLoss};
 pub use term::{CutOff, CutOffForm, Reduced, Reduction, Term, TermValues, UpdateSize};
 
 use crate::{Adapter, Batch, CausalLm, ContinuationKind, Hidden, Input, Last, Pass, Perturbation, Result, Targets};
@@ -63,8 +63,20 @@ impl LossInput<'_> {
     /// # Errors
     /// If the model fails.
     pub fn reference_hidden(&self, taps: &[usize]) -> Result<Hidden> {
+        self.reference_pass(Pass { taps, ..Pass::default() })
+    }
+
+    /// The same, but at least of those that predict a target, as [`LossInput::predicting_hidden`] is to [`LossInput::hidden`].
+    ///
+    /// # Errors
+    /// If the model fails.
+    pub fn reference_predicting_hidden(&self) -> Result<Hidden> {
+        self.reference_pass(Pass { last: Last::Predictors, ..Pass::default() })
+    }
+
+    fn reference_pass(&self, pass: Pass) -> Result<Hidden> {
         let _guard = tch::no_grad_guard();
-        let pass = Pass { adapter: Adapter::Off, taps, ..Pass::default() };
+        let pass = Pass { adapter: Adapter::Off, ..pass };
         self.model.hidden(&Input::of_batch(self.model, self.batch, None, pass)?)
     }
 
@@ -163,7 +175,7 @@ pub trait RobustLoss: Send {
         Ok(Vec::new())
     }
 
-    /// Whether [`RobustLoss::terms`] calls [`LossInput::reference_hidden`]: then the model must have an adapter.
+    /// Whether [`RobustLoss::terms`] asks [`LossInput`] for the original model's hidden states: then the model must have an adapter.
     fn uses_reference(&self) -> bool {
         false
     }
@@ -191,7 +203,7 @@ pub trait UtilityLoss: Send {
         Ok(())
     }
 
-    /// Whether [`UtilityLoss::terms`] calls [`LossInput::reference_hidden`]: then the model must have an adapter.
+    /// Whether [`UtilityLoss::terms`] asks [`LossInput`] for the original model's hidden states: then the model must have an adapter.
     fn uses_reference(&self) -> bool {
         false
     }
