@@ -1,6 +1,7 @@
 //! What the examples share: the toy that they work on without arguments, and the job that they do with or without.
 #![allow(dead_code, reason = "each example uses a part")]
 
+mod allocator;
 pub mod arguments;
 pub mod assembly;
 pub mod cases;
