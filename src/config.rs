@@ -5,7 +5,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    AdvIpoLoss, AdvUlLoss, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
+    AdvIpoLoss, AdvUlLoss, Against, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
     Grouping, LoraConfig, Momentum, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, StepRule, StepSize,
     SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
 };
@@ -136,12 +136,11 @@ pub enum Preset {
     /// attack, reduction per row, a continuous cut-off, a clamped floor, every turn, warm-up.
     Corrected,
     /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
-    /// the same row's last attack ended. Weaker than `Corrected`'s from zero, so in the first epoch, and as strong from then on:
-    /// docs/performance.md has what is measured.
+    /// the last attack on the same prompt ended. Weaker than `Corrected`'s from zero; docs/performance.md has what is measured.
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 150 updates of 8
-    /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer, epsilon 0.1 whatever the
-    /// model. docs/small.md says why, and what failed.
+    /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer held against the original
+    /// model's predictions and the very first once more, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -229,9 +228,10 @@ impl RunConfig {
             attack.threat.radius = Radius::Relative(0.1);
         }
         match &mut self.loss {
-            LossConfig::AdvUl(loss) => loss.away_cut_off.threshold = -3.5,
+            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-2.5, 0.05),
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
         }
+        self.utility = SupervisedLoss { weight: 2.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; with few rows it takes many epochs.
         (self.train.epochs, self.train.max_updates) = (100, Some(150));
         (self.train.batch_size, self.train.micro_batch_size, self.train.utility_share) = (40, 16, 0.8);

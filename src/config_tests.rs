@@ -65,6 +65,8 @@ const SHARED: &[(&str, &str)] = &[
     ("train.optimizer.weight_decay", "0.001"),
     ("train.schedule.shape", "\"cosine\""),
     ("train.seed", "0"),
+    ("utility.against", "\"tokens\""),
+    ("utility.first_weight", "0.0"),
     ("utility.weight", "1.0"),
 ];
 
@@ -134,9 +136,13 @@ const SMALL: &[(&str, &str)] = &[
     ("train.micro_batch_size", "16"),
     ("train.optimizer.learning_rate", "0.0005"),
     ("train.utility_share", "0.8"),
+    ("utility.against", "\"reference\""),
+    ("utility.first_weight", "1.0"),
+    ("utility.weight", "2.0"),
 ];
 
-const SMALL_ADV_UL: &[(&str, &str)] = &[("loss.adv_ul.away_cut_off.threshold", "-3.5")];
+const SMALL_ADV_UL: &[(&str, &str)] =
+    &[("loss.adv_ul.away_cut_off.threshold", "-2.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] = &[("loss.adv_ipo.beta", "0.1"), ("loss.adv_ipo.weight", "0.1")];
 
