@@ -243,6 +243,29 @@ fn a_preset_can_be_printed_and_read_back() {
     assert!(printed("gemma-2b").attack_settings.dropout);
 }
 
+/// The end of a turn behind each target is one token more of each harmful row, in training and not in what is measured.
+#[test]
+fn targets_of_behaviours_end_in_the_end_of_a_turn_where_the_settings_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = |ended_targets: bool| {
+        let (out, config) = (folder.path().join(ended_targets.to_string()), folder.path().join("run.toml"));
+        let printed = example("advipo_gemma").arg("--print-config").output().unwrap().stdout;
+        let mut run = RunConfig::from_toml(&String::from_utf8(printed).unwrap(), "printed").unwrap();
+        run.data.ended_targets = ended_targets;
+        run.write(&config).unwrap();
+        let mut command = toy().run("advipo_gemma", &out);
+        command.arg("--config").arg(&config).arg("--utility").arg(toy().file("harmless_training.jsonl"));
+        succeeds(command.args(["--updates", "1"]));
+        let first = JsonLines::<UpdateMetrics>::read(out.join("metrics.jsonl")).unwrap().remove(0);
+        let before: Value = serde_json::from_str(&fs::read_to_string(out.join("before.json")).unwrap()).unwrap();
+        (first.tokens, first.attack.unwrap().rows, before)
+    };
+    let ((ended, rows, measured), (open, _, measured_open)) = (trained(true), trained(false));
+    assert!(rows > 0);
+    assert_eq!(ended, open + rows);
+    assert_eq!(measured, measured_open);
+}
+
 /// The TOML files that `examples/recipes/run.sh` trains with.
 #[test]
 fn recipes_are_the_preset_small_and_its_controls() {
