@@ -1,6 +1,6 @@
 //! Examples as tensors.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use tch::{Device, Kind, Tensor};
 
@@ -226,12 +226,10 @@ impl Targets {
     /// If `values` is not `[targets]`.
     pub fn mean_of_firsts_per_row(&self, values: &Tensor) -> Result<Tensor> {
         self.check(values)?;
-        let before = std::iter::once(None).chain(self.list.iter().map(Some));
-        let goes_on = |before: Option<&Target>, target: &Target| {
-            before.is_some_and(|before| before.row == target.row && before.token == target.predictor)
-        };
-        let firsts = (self.list.iter().zip(before).enumerate())
-            .filter_map(|(at, (target, before))| (!goes_on(before, target)).then_some(at as i64));
+        // What is predicted by a target goes on; the first of an answer is predicted by what stands before it.
+        let targets: HashSet<usize> = self.list.iter().map(|target| target.token).collect();
+        let firsts = (self.list.iter().enumerate())
+            .filter_map(|(at, target)| (!targets.contains(&target.predictor)).then_some(at as i64));
         let firsts = tensor::index(&firsts.collect::<Vec<_>>(), values.device())?;
         let rows = self.rows.f_index_select(0, &firsts)?;
         let ones = Tensor::f_ones(firsts.size(), (self.counts.kind(), self.counts.device()))?;
