@@ -133,7 +133,7 @@ def products(model):
 def operations(updates, settings, model):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
     each number of the adapter where it is trained; an attack is counted as on weights that the adapter is merged into. The head
-    is not counted, nor C-AdvIPO's one pass of the original model over its rows."""
+    is not counted, nor the original model's passes: C-AdvIPO's one over its rows, and one over utility rows held against it."""
     matrices = products(model)
     layers = sum(output * inputs for output, inputs in matrices)
     adapter = settings["lora"]["rank"] * sum(output + inputs for output, inputs in matrices)

@@ -10,5 +10,6 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 #[cfg(target_os = "linux")]
 #[used]
 #[allow(non_upper_case_globals, reason = "jemalloc's name")]
+// SAFETY: jemalloc declares this name for programs to define, as a pointer to a text that ends in a zero.
 #[unsafe(export_name = "malloc_conf")]
 static malloc_conf: &[u8; 50] = b"thp:always,dirty_decay_ms:-1,oversize_threshold:0\0";
