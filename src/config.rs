@@ -138,7 +138,7 @@ pub enum Preset {
     /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
     /// the last attack on the same prompt ended. Weaker than `Corrected`'s from zero; docs/performance.md has what is measured.
     Fast,
-    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 150 updates of 8
+    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates of 8
     /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer held against the original
     /// model's predictions and the very first once more, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
@@ -231,9 +231,9 @@ impl RunConfig {
             LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-2.5, 0.05),
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
         }
-        self.utility = SupervisedLoss { weight: 2.0, first_weight: 1.0, against: Against::Reference };
+        self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; with few rows it takes many epochs.
-        (self.train.epochs, self.train.max_updates) = (100, Some(150));
+        (self.train.epochs, self.train.max_updates) = (100, Some(300));
         (self.train.batch_size, self.train.micro_batch_size, self.train.utility_share) = (40, 16, 0.8);
         self.train.optimizer.learning_rate = 5e-4;
         self

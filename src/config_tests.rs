@@ -132,13 +132,13 @@ const SMALL: &[(&str, &str)] = &[
     ("lora.dropout", "0.0"),
     ("train.batch_size", "40"),
     ("train.epochs", "100"),
-    ("train.max_updates", "150"),
+    ("train.max_updates", "300"),
     ("train.micro_batch_size", "16"),
     ("train.optimizer.learning_rate", "0.0005"),
     ("train.utility_share", "0.8"),
     ("utility.against", "\"reference\""),
     ("utility.first_weight", "1.0"),
-    ("utility.weight", "2.0"),
+    ("utility.weight", "3.0"),
 ];
 
 const SMALL_ADV_UL: &[(&str, &str)] =

@@ -105,6 +105,29 @@ fn micro_batches_change_nothing_unless_the_published_reduction_is_asked_for() {
     }
 }
 
+#[test]
+fn an_update_tells_the_tokens_of_its_rows_and_those_of_the_utility_loss() {
+    let _turn = alone();
+    let data = TrainingData { robust: (0..5).map(robust).collect(), utility: (0..3).map(useful).collect() };
+    let tokens = |rows: &[Example]| rows.iter().map(Example::len).sum::<usize>();
+    let expected = (tokens(&data.robust) + tokens(&data.utility), tokens(&data.utility));
+    let mut trainer = AdversarialTrainer::builder(all_weights())
+        .robust(AdvUlLoss::default())
+        .utility(SupervisedLoss::default())
+        .data(data)
+        .settings(TrainSettings {
+            batch_size: 8,
+            micro_batch_size: 3,
+            utility_share: 0.375,
+            grouping: Grouping::AsDrawn,
+            ..TrainSettings::default()
+        })
+        .build()
+        .unwrap();
+    let metrics = trainer.step().unwrap();
+    assert_eq!((metrics.tokens, metrics.utility_tokens), expected);
+}
+
 /// A micro-batch, and the perturbation that its loss was given.
 type Attacked = (Vec<Example>, Perturbation);
 

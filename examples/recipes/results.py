@@ -132,14 +132,16 @@ def products(model):
 
 def operations(updates, settings, model):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
-    each number of the adapter where it is trained; an attack is counted as on weights that the adapter is merged into. The head
-    is not counted, nor the original model's passes: C-AdvIPO's one over its rows, and one over utility rows held against it."""
+    each number of the adapter where it is trained; 2 for each weight and token of utility rows that are held against the original
+    model. An attack is counted as on weights that the adapter is merged into. Not counted are the head and C-AdvIPO's one pass of
+    the original model over its rows."""
     matrices = products(model)
     layers = sum(output * inputs for output, inputs in matrices)
     adapter = settings["lora"]["rank"] * sum(output + inputs for output, inputs in matrices)
     attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
     trained = sum(update["tokens"] for update in updates)
-    return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained
+    referred = sum(update["utility_tokens"] for update in updates) if settings["utility"]["against"] == "reference" else 0
+    return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained + 2 * layers * referred
 
 
 def costs(folder, runs, model):
@@ -150,7 +152,7 @@ def costs(folder, runs, model):
         if not (folder / run / "after.json").exists():
             continue
         attacks = [update["attack"] for update in updates if update["attack"]]
-        counted = all(attack.get("pass_tokens") for attack in attacks)
+        counted = all(attack.get("pass_tokens") for attack in attacks) and all("utility_tokens" in update for update in updates)
         settings = tomllib.loads((folder / run / "run.toml").read_text())
         steps = settings["attack"]["steps"] if attacks else 0
         trained = sum(update["rows"] for update in updates)

@@ -34,6 +34,9 @@ pub struct UpdateMetrics {
     pub rows: usize,
     /// Tokens of prompts and continuations.
     pub tokens: usize,
+    /// Those that a pass of the utility loss reads.
+    #[serde(default)]
+    pub utility_tokens: usize,
     /// Micro-batches.
     pub micro_batches: usize,
     /// Wall-clock seconds.

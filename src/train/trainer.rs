@@ -99,6 +99,7 @@ struct Sums {
     terms: BTreeMap<String, f64>,
     attack: AttackStatistics,
     tokens: usize,
+    utility_tokens: usize,
 }
 
 /// The micro-batches of an update, and what a reduction must know of all of them.
@@ -186,6 +187,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             attack: self.attack.is_some().then(|| (&sums.attack).into()),
             rows: plan.micro_batches.iter().map(Vec::len).sum(),
             tokens: sums.tokens,
+            utility_tokens: sums.utility_tokens,
             micro_batches: plan.micro_batches.len(),
             seconds: begin.elapsed().as_secs_f64(),
         })
@@ -229,6 +231,8 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     ) -> Result<()> {
         self.seed_dropout(index);
         let examples: Vec<Example> = rows.iter().map(|place| self.data.get(*place).clone()).collect();
+        let of_utility = examples.iter().filter(|row| row.continuation(ContinuationKind::Utility).is_some());
+        sums.utility_tokens += of_utility.map(|row| row.keep(&UTILITY).len()).sum::<usize>();
         let names = self.robust.as_ref().map_or(&[][..], |loss| loss.precomputes());
         let batch = self.reference.batch(examples, names, self.model.device())?;
         sums.tokens += batch.layout().tokens();
