@@ -4,8 +4,9 @@
     python3 examples/recipes/answers.py runs/claim/evaluation-untrained runs/claim/evaluation-advul-0 > docs/answers.md
 
 Of every folder 20 answers to plain harmful requests, 15 to the strings that GCG offers, and 15 to XSTest's safe requests; the first
-160 characters of each.
+160 characters of each. The requests are HarmBench's and XSTest's: they are told by their ids there, and with --texts in full.
 """
+import argparse
 import json
 import pathlib
 import random
@@ -37,8 +38,11 @@ def cell(text):
 
 
 def main():
-    folders = [pathlib.Path(name) for name in sys.argv[1:]]
-    found = {folder: {(kind, at): (request, answer) for kind, at, request, answer in answers(folder)} for folder in folders}
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=pathlib.Path)
+    parser.add_argument("--texts", action="store_true", help="print the requests too")
+    given = parser.parse_args()
+    found = {folder: {(kind, at): (request, answer) for kind, at, request, answer in answers(folder)} for folder in given.folders}
     common = sorted(set.intersection(*(set(items) for items in found.values())))
     print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model; the first 160 characters.")
     for kind, most in DRAWS:
@@ -46,8 +50,9 @@ def main():
         drawn = sorted(random.Random(0).sample(ids, min(most, len(ids))))
         print(f"\n## {TITLES[kind]}")
         for key in drawn:
-            print(f"\n**{cell(found[folders[0]][key][0])}**\n\n| model | answer |\n|---|---|")
-            for folder in folders:
+            text = f": {cell(found[given.folders[0]][key][0])}" if given.texts else ""
+            print(f"\n**{key[1]}**{text}\n\n| model | answer |\n|---|---|")
+            for folder in given.folders:
                 print(f"| {folder.name.removeprefix('evaluation-')} | {cell(found[folder][key][1])} |")
 
 
