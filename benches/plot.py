@@ -114,7 +114,7 @@ def refused(*names):
 MEASURES = {
     "harmful requests refused, %": refused("refuses"),
     "harmless requests refused, %": refused("harmless_refused", "requests_refused"),
-    "loss of the harmful target under the\nembedding attack at epsilon 0.1, nats per token": lambda at: at["attacked_loss"],
+    "loss of the harmful target,\nembedding attack at epsilon 0.1,\nnats per token": lambda at: at["attacked_loss"],
     "loss of held-out chats,\nnats per token": lambda at: at["chat_loss"],
 }
 
@@ -174,5 +174,5 @@ if __name__ == "__main__":
     strength()
     growth()
     curves()
-    sweep("epsilon-", 0.1, "epsilon of training, share of the mean embedding norm", "epsilon.svg")
+    sweep("epsilon-", 0.1, "epsilon of training,\nshare of the mean embedding norm", "epsilon.svg")
     sweep("share-", 0.8, "share of utility rows", "share.svg")
