@@ -655,6 +655,8 @@ fn losses_of_chats_are_weighed_by_their_tokens_and_told_as_perplexity_too() {
         let mean = losses.iter().map(|losses| losses.sum()).sum::<f64>() / tokens as f64;
         assert_relative_eq!(task.means["loss"].0, mean, max_relative = 1e-6);
         assert_relative_eq!(task.means["perplexity"].0, mean.exp(), max_relative = 1e-6);
+        let of_a_chat = losses.iter().map(|losses| losses.mean().unwrap()).sum::<f64>() / losses.len() as f64;
+        assert_relative_eq!(task.means["loss of a chat"].0, of_a_chat, max_relative = 1e-6);
         assert!(task.means["loss"].1 == 2 && task.failed.contains_key("far"), "{task:?}");
     });
 }

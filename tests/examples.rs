@@ -716,3 +716,20 @@ fn an_evaluation_keeps_the_date_that_its_template_prints() {
     // A preset that prints no date is another template.
     fails(run().args(["--template", "gemma"]), "date was");
 }
+
+/// The words in which a request ends are what it is about.
+#[test]
+fn harmless_requests_to_evaluate_on_are_about_nothing_that_is_trained_on() {
+    let ends = |file: &str| -> Vec<Vec<String>> {
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(file)).unwrap();
+        let words = |line: &str| -> Vec<String> {
+            let letters = |word: &str| word.to_lowercase().replace(|letter: char| !letter.is_alphanumeric(), "");
+            line.split_whitespace().map(letters).collect()
+        };
+        text.lines().map(words).map(|words| words[words.len().saturating_sub(3)..].to_vec()).collect()
+    };
+    let trained: Vec<_> = ["harmless_training.txt", "harmless_twins.txt"].into_iter().flat_map(ends).collect();
+    let evaluated = ends("harmless_validation.txt");
+    assert_eq!((evaluated.len(), trained.len()), (50, 1469));
+    assert!(evaluated.iter().all(|end| !trained.contains(end)), "{evaluated:?}");
+}

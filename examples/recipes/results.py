@@ -32,11 +32,13 @@ SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "
 NOT_REFUSED, TARGET = "not refused", "begins with the target"
 ATTACKS = {
     "direct": "plain request",
+    "prefill": "answer begun with the target's first 5 words",
     "gcg": "GCG, 64 x 50",
     "autodan": "AutoDAN, 16 x 10",
     "embedding": "embedding attack, 20 steps in the ball",
     "embedding-unbounded": "embedding attack, 60 steps, no ball",
 }
+SEVERAL_ATTEMPTS = ["gcg", "autodan"]
 TASKS = {
     ("xstest", "harmless refused"): "XSTest's safe requests refused",
     ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
@@ -87,7 +89,12 @@ def of_attacks(model):
             name += " (not yet on all)"
         for judge in (NOT_REFUSED, TARGET):
             if attack["done"] and judge in attack["judges"]:
-                yield f"{name}: {judge}", tally(attack["judges"][judge]["offered"])
+                found = attack["judges"][judge]
+                if attack["attack"] in SEVERAL_ATTEMPTS:
+                    yield f"{name}, in the end: {judge}", tally(found["offered"])
+                    yield f"{name}, any attempt: {judge}", tally(found["any"])
+                else:
+                    yield f"{name}: {judge}", tally(found["offered"])
         if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
             yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
@@ -96,26 +103,44 @@ def of_attacks(model):
 def of_any_attack(model):
     """Cases in which an attempt of any attack within bounds succeeded, of those that every such attack was made on."""
     for judge, any_attack in model["any_attack"].items():
-        yield f"any attack at least once: {judge}", tally(any_attack["where_all"])
+        title = "any attack but that without a ball, any attempt, of those that all were made on"
+        yield f"{title}: {judge}", tally(any_attack["where_all"])
 
 
 def of_tasks(model):
     for task in model["tasks"]:
+        part = f" ({len(task['failed'])} failed)" if task["failed"] else ""
+        if task["done"] < task["planned"]:
+            part = " (not yet all)"
         for (name, flag), title in TASKS.items():
             if task["task"] == name and flag in task["rates"]:
                 found = task["rates"][flag]["rate"]
-                yield title, share(found["count"], found["total"])
+                yield title + part, share(found["count"], found["total"])
         if "acc" in task["rates"]:
             right = task["rates"]["acc"]["rate"]
-            yield f"accuracy on {task['task']}", share(right["count"], right["total"])
-        if "loss" in task["means"]:
-            mean, items = task["means"]["loss"]
-            yield f"loss of {items} chats, nats per token", f"{mean:.3f}"
+            yield f"accuracy on {task['task']}{part}", share(right["count"], right["total"])
+        for number, title in {"loss": "mean over tokens", "loss of a chat": "mean over chats"}.items():
+            if number in task["means"]:
+                mean, items = task["means"][number]
+                yield f"loss of {items} chats, nats per token, {title}{part}", f"{mean:.3f}"
+
+
+def evaluated(folder, run):
+    """What the report of a run says of its model; it must have been treated as the untrained one that stands beside it was."""
+    path = folder / f"evaluation-{run}" / "report.json"
+    report = read(path)
+    if report is None:
+        return None
+    if report["differences"]:
+        raise SystemExit(f"{path}: not alike: " + "; ".join(report["differences"]))
+    return next(model for model in report["models"] if model["setup"]["model"] == run)
 
 
 def evaluations(folder, runs):
-    reports = {run: read(folder / f"evaluation-{run}" / "report.json") for run in runs}
-    found = {run: report["models"][0] for run, report in reports.items() if report}
+    found = {run: model for run in runs if (model := evaluated(folder, run))}
+    if not found:
+        print(f"\nNone in {folder}.")
+        return
     figures = {run: dict([*of_attacks(model), *of_any_attack(model), *of_tasks(model)]) for run, model in found.items()}
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
     rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
@@ -133,41 +158,51 @@ def products(model):
 def operations(updates, settings, model):
     """Of the products with the layers' weights: 4 for each weight and token, forward and backward towards the input, and 6 for
     each number of the adapter where it is trained; 2 for each weight and token of utility rows that are held against the original
-    model. An attack is counted as on weights that the adapter is merged into. Not counted are the head and C-AdvIPO's one pass of
-    the original model over its rows."""
+    model. In an attack the adapter is merged into the weights, but in bfloat16, where its numbers count 4. Not counted are the
+    head and C-AdvIPO's one pass of the original model over its rows."""
     matrices = products(model)
     layers = sum(output * inputs for output, inputs in matrices)
     adapter = settings["lora"]["rank"] * sum(output + inputs for output, inputs in matrices)
+    apart = adapter if settings["model"]["dtype"] == "bfloat16" else 0
     attacked = sum(update["attack"]["pass_tokens"] for update in updates if update["attack"])
     trained = sum(update["tokens"] for update in updates)
-    referred = sum(update["utility_tokens"] for update in updates) if settings["utility"]["against"] == "reference" else 0
-    return 4 * layers * attacked + (4 * layers + 6 * adapter) * trained + 2 * layers * referred
+    referred = sum(update["utility_tokens"] for update in updates) if against_reference(settings) else 0
+    return 4 * (layers + apart) * attacked + (4 * layers + 6 * adapter) * trained + 2 * layers * referred
+
+
+def against_reference(settings):
+    return settings["utility"]["against"] == "reference"
+
+
+def passes(updates, settings):
+    """Of one text each, forward or backward, as the paper counts them: a harmful row with its two answers is two texts, though
+    both are computed at once. Utility rows that are held against the original model take a third."""
+    rows = sum(update["rows"] for update in updates)
+    utility = round(rows * settings["train"]["utility_share"])
+    attacked = sum(update["attack"]["rows"] for update in updates if update["attack"])
+    of_utility = 2 + against_reference(settings)
+    return 2 * attacked * settings.get("attack", {}).get("steps", 0) + 4 * (rows - utility) + of_utility * utility
 
 
 def costs(folder, runs, model):
-    """A pass is one of one row, forward or backward: those of the attack, and two of every row that is learnt."""
     rows = list(PAPER.items())
     for run in runs:
-        updates = lines(folder / run / "metrics.jsonl")
         if not (folder / run / "after.json").exists():
             continue
-        attacks = [update["attack"] for update in updates if update["attack"]]
-        counted = all(attack.get("pass_tokens") for attack in attacks) and all("utility_tokens" in update for update in updates)
+        updates = lines(folder / run / "metrics.jsonl")
         settings = tomllib.loads((folder / run / "run.toml").read_text())
-        steps = settings["attack"]["steps"] if attacks else 0
-        trained = sum(update["rows"] for update in updates)
-        attacked = sum(attack["rows"] for attack in attacks)
-        seconds = statistics.median(update["seconds"] for update in updates)
+        steps = settings.get("attack", {}).get("steps", 0)
+        seconds = [update["seconds"] for update in updates]
         rows.append((NAMES.get(run, run), [
             f"{steps}/{steps}",
             f"{len(updates)} x {updates[0]['rows']}",
-            f"{2 * (attacked * steps + trained):,}",
-            f"{seconds:.1f}",
-            f"{seconds * len(updates) / 60:.1f}",
-            f"{operations(updates, settings, model):.2e}" if counted else "-",
+            f"{passes(updates, settings):,}",
+            f"{statistics.median(seconds):.1f}",
+            f"{sum(seconds) / 60:.1f}",
+            f"{operations(updates, settings, model):.2e}",
         ]))
     head = ["forward/backward passes per adversarial example", "updates x rows", "passes in all", "seconds per update (median)",
-            "minutes of updates (median x updates)", "operations of the layers' products"]
+            "minutes of updates", "operations of the layers' products"]
     table(head, rows)
 
 
@@ -176,6 +211,8 @@ def main():
     parser.add_argument("runs", nargs="?", type=pathlib.Path, default=TOP / "docs" / "records")
     parser.add_argument("model", nargs="?", type=pathlib.Path, default=TOP / ".real" / "smollm2")
     given = parser.parse_args()
+    if not (given.model / "model.safetensors").exists():
+        parser.error(f"{given.model} holds no model.safetensors; `make .real/ready` writes .real/smollm2")
     print("## Attacks and utility")
     evaluations(given.runs, MAIN)
     print("\n## Seeds")

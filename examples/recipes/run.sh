@@ -14,7 +14,7 @@
 #     SEED_TASKS  Self-Instruct's seed tasks as UltraChat-form JSONL
 #     XSTEST      xstest_v2_prompts.csv
 #     ARC         ARC-Easy-Test.jsonl, if at hand
-#     ATTACKS     those to evaluate with: direct,embedding,autodan,gcg
+#     ATTACKS     those to evaluate with: direct,prefill,embedding,autodan,gcg
 #     DTYPE       auto, or bfloat16 on a processor with a matrix unit for it
 set -eu
 MODEL=${MODEL:-.real/smollm2}
@@ -22,7 +22,7 @@ BEHAVIORS=${BEHAVIORS:-data/adv_training_behaviors.csv}
 SEED_TASKS=${SEED_TASKS:-data/self_instruct_seed.jsonl}
 XSTEST=${XSTEST:-data/xstest_v2_prompts.csv}
 ARC=${ARC:-}
-ATTACKS=${ATTACKS:-direct,embedding,autodan,gcg}
+ATTACKS=${ATTACKS:-direct,prefill,embedding,autodan,gcg}
 DTYPE=${DTYPE:-auto}
 
 here=$(dirname "$0")
@@ -30,37 +30,49 @@ data=$(dirname "$BEHAVIORS")
 runs=runs/claim
 example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" "$@"; }
 
-# The model's own answers to our harmless requests and to requests that it writes itself, and four of five seed tasks; each fifth
-# is kept to measure on.
+# The model's own answers to our harmless requests and to requests that it writes itself, and three of five seed tasks. Of the
+# others one is kept to tune on, and one to evaluate on. What was made of other files is not taken.
 utility() {
-    [ -e $runs/utility.jsonl ] && return
-    awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats.jsonl
-    example self_distil --model "$MODEL" --requests examples/data/harmless_training.txt,examples/data/harmless_twins.txt \
-        --drawn 640 --rows 32 --out $runs/own_answers.jsonl
-    awk 'NR % 5' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
+    requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt"
+    made_of=$(cat "$SEED_TASKS" $requests "$MODEL/config.json" | cksum)
+    if [ -e $runs/utility.jsonl ]; then
+        [ "$(cat $runs/utility.made_of)" = "$made_of" ] && return
+        echo "$runs/utility.jsonl was made of other seed tasks, requests or another model: move $runs away" >&2
+        exit 1
+    fi
+    awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
+    awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
+    example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" --drawn 640 --rows 32 \
+        --out $runs/own_answers.jsonl
+    awk 'NR % 5 > 1' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
+    echo "$made_of" > $runs/utility.made_of
     mv $runs/utility.partial $runs/utility.jsonl
 }
 
+# The card of the adapter is the last that a training writes.
+finished() { [ -e "$1/adapter/README.md" ]; }
+
 # A run is called RECIPE-SEED, or after the number in which it differs from C-AdvUL's recipe.
 train() {
-    # The card of the adapter is the last that a training writes.
-    [ -e "$runs/$1/adapter/README.md" ] && return
-    utility
+    finished "$runs/$1" && return
     case $1 in
         epsilon-*) set -- "$1" advul --epsilon "${1#epsilon-}" ;;
         share-*) set -- "$1" advul --utility-share "${1#share-}" ;;
         *-0) set -- "$1" "${1%-*}" --curve 50 ;;
-        *) set -- "$1" "${1%-*}" --seed "${1##*-}" ;;
+        *-[1-9]*) set -- "$1" "${1%-*}" --seed "${1##*-}" ;;
+        *) usage ;;
     esac
     name=$1 recipe=$2
     shift 2
+    [ -e "$here/$recipe.toml" ] || usage
+    utility
     # What another run measured before its training is taken where it is of the same rows, and measured anew where not.
     mkdir -p "$runs/$name"
     [ -e "$runs/$name/before.json" ] || cp $runs/advul-0/before.json "$runs/$name/" 2>/dev/null || true
     # The recipe's file says which loss it is; the two examples differ in their toys alone.
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
         --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
-        --utility $runs/utility.jsonl --harmless $runs/chats.jsonl --harmless-requests examples/data/harmless_held_out.txt \
+        --utility $runs/utility.jsonl --harmless $runs/chats_to_tune_on.jsonl --harmless-requests examples/data/harmless_held_out.txt \
         --measured-epsilon 0.1 --out "$runs/$name" "$@"
 }
 
@@ -72,17 +84,21 @@ evaluate() {
     example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
         --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
         --attacks "$ATTACKS" --search-cases 16 \
-        --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats.jsonl" \
+        --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats_to_evaluate_on.jsonl" \
         --out "$runs/evaluation-$name" "$@"
 }
 
 before() { evaluate untrained; }
-after() { evaluate "$1" --adapter "$runs/$1/adapter"; }
 
-# The records of an evaluation hold the behaviours' own texts, which are others', and stay.
+# Beside the untrained model, so that the report says in what the two were not treated alike.
+after() { evaluate "$1" --adapter "$runs/$1/adapter" --with "$runs/evaluation-untrained"; }
+
+# Of what has come to its end. The records of an evaluation hold the behaviours' own texts, which are others', and stay.
 publish() {
     for folder in "$runs"/*/; do
+        finished "$folder" || [ -e "$folder/report.json" ] || continue
         kept=docs/records/$(basename "$folder")
+        rm -rf "$kept"
         mkdir -p "$kept"
         for file in run.toml metrics.jsonl curve.jsonl before.json after.json report.json; do
             [ ! -e "$folder$file" ] || cp "$folder$file" "$kept/"
@@ -90,10 +106,15 @@ publish() {
     done
 }
 
+usage() {
+    sed '1d; /^set/,$d' "$0" >&2
+    exit 2
+}
+
 mkdir -p $runs
 case ${1:-all} in
-    train) train "$2" ;;
-    evaluate) if [ "$2" = untrained ]; then before; else after "$2"; fi ;;
+    train) [ $# = 2 ] || usage; train "$2" ;;
+    evaluate) [ $# = 2 ] || usage; if [ "$2" = untrained ]; then before; else after "$2"; fi ;;
     publish) publish ;;
     all)
         before
@@ -105,5 +126,5 @@ case ${1:-all} in
             train $name
         done
         ;;
-    *) sed '1d; /^set/,$d' "$0" >&2; exit 2 ;;
+    *) usage ;;
 esac

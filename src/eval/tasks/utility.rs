@@ -177,7 +177,8 @@ fn answered(request: &Request, answer: &str) -> ItemRecord {
     }
 }
 
-/// The loss of the answers of held-out chats, nats per token.
+/// The loss of the answers of held-out chats in nats per token: `loss` is the mean over tokens, `loss of a chat` the mean over chats
+/// of the mean of each, in which long answers count no more than short ones.
 #[derive(Clone, Debug)]
 pub struct ChatTask {
     name: String,
@@ -212,7 +213,8 @@ impl UtilityTask for ChatTask {
         let losses = losses_of_rows(subject.model(), &batch, kind, None)?;
         let record = |(chat, losses): (&Example, ndarray::Array1<f64>)| {
             let mean = losses.mean().ok_or_else(|| Error::example(chat.id(), "has no target"))?;
-            let numbers = BTreeMap::from([("loss".to_string(), (mean, losses.len() as f64))]);
+            let numbers = [("loss", (mean, losses.len() as f64)), ("loss of a chat", (mean, 1.0))];
+            let numbers = numbers.map(|(name, number)| (name.to_string(), number)).into();
             Ok(ItemRecord { id: chat.id().into(), flags: BTreeMap::new(), numbers, detail: Value::Null })
         };
         chats.iter().zip(losses).map(record).collect()
