@@ -63,7 +63,7 @@ bench-search: $(REAL)/ready
 	[ -d $(REAL)/nanogcg ] || $(REAL_PYTHON) -m pip install --quiet --no-deps --target $(REAL)/nanogcg -r tests/real/requirements-nanogcg.txt
 	PYTHONPATH=$(CURDIR)/$(REAL)/nanogcg $(REAL_PYTHON) benches/peers/search.py $(REAL)/smollm2
 
-# From what `cargo bench --bench strength` and `--bench growth` measured.
+# From what `cargo bench --bench strength` and `--bench growth` measured, and from docs/records.
 plots: $(REAL)/ready
 	$(REAL_PYTHON) -m pip install --quiet -r benches/requirements.txt
 	$(REAL_PYTHON) benches/plot.py

@@ -140,7 +140,8 @@ pub enum Preset {
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates of 8
     /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer held against the original
-    /// model's predictions and the very first once more, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
+    /// model's predictions and the very first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's
+    /// margin wider and its weight a tenth, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -232,7 +233,7 @@ impl RunConfig {
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
-        // The length is that of `max_updates`; with few rows it takes many epochs.
+        // The length is that of `max_updates`; of a set of few rows that is several epochs.
         (self.train.epochs, self.train.max_updates) = (100, Some(300));
         (self.train.batch_size, self.train.micro_batch_size, self.train.utility_share) = (40, 16, 0.8);
         self.train.optimizer.learning_rate = 5e-4;
