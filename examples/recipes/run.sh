@@ -30,22 +30,26 @@ data=$(dirname "$BEHAVIORS")
 runs=runs/claim
 example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" "$@"; }
 
+# Keeps the sum of what is read here in a file, and stops where the file has that of something else.
+made_of() {
+    sum=$(cksum)
+    [ -e "$1" ] || echo "$sum" > "$1"
+    [ "$(cat "$1")" = "$sum" ] && return
+    echo "$1: what lies beside it was made of other files or settings than it would be now; move it away" >&2
+    exit 1
+}
+
 # The model's own answers to our harmless requests and to requests that it writes itself, and three of five seed tasks. Of the
-# others one is kept to tune on, and one to evaluate on. What was made of other files is not taken.
+# others one is kept to tune on, and one to evaluate on.
 utility() {
     requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt"
-    made_of=$(cat "$SEED_TASKS" $requests "$MODEL/config.json" | cksum)
-    if [ -e $runs/utility.jsonl ]; then
-        [ "$(cat $runs/utility.made_of)" = "$made_of" ] && return
-        echo "$runs/utility.jsonl was made of other seed tasks, requests or another model: move $runs away" >&2
-        exit 1
-    fi
+    cat "$SEED_TASKS" $requests "$MODEL/config.json" | made_of $runs/utility.made_of
+    [ ! -e $runs/utility.jsonl ] || return 0
     awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
     awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
     example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" --drawn 640 --rows 32 \
         --out $runs/own_answers.jsonl
     awk 'NR % 5 > 1' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
-    echo "$made_of" > $runs/utility.made_of
     mv $runs/utility.partial $runs/utility.jsonl
 }
 
@@ -54,7 +58,6 @@ finished() { [ -e "$1/adapter/README.md" ]; }
 
 # A run is called RECIPE-SEED, or after the number in which it differs from C-AdvUL's recipe.
 train() {
-    finished "$runs/$1" && return
     case $1 in
         epsilon-*) set -- "$1" advul --epsilon "${1#epsilon-}" ;;
         share-*) set -- "$1" advul --utility-share "${1#share-}" ;;
@@ -66,8 +69,10 @@ train() {
     shift 2
     [ -e "$here/$recipe.toml" ] || usage
     utility
-    # What another run measured before its training is taken where it is of the same rows, and measured anew where not.
     mkdir -p "$runs/$name"
+    { echo "$DTYPE $*"; cat "$here/$recipe.toml" $runs/utility.jsonl; } | made_of "$runs/$name/made_of"
+    ! finished "$runs/$name" || return 0
+    # What another run measured before its training is taken where it is of the same rows, and measured anew where not.
     [ -e "$runs/$name/before.json" ] || cp $runs/advul-0/before.json "$runs/$name/" 2>/dev/null || true
     # The recipe's file says which loss it is; the two examples differ in their toys alone.
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
