@@ -35,7 +35,9 @@ ATTACKS = {
     "prefill": "answer begun with the target's first 5 words",
     "gcg": "GCG, 64 x 50",
     "autodan": "AutoDAN, 16 x 10",
+    "pair": "PAIR",
     "embedding": "embedding attack, 20 steps in the ball",
+    "embedding-suffix": "embedding attack, a suffix",
     "embedding-unbounded": "embedding attack, 60 steps, no ball",
 }
 SEVERAL_ATTEMPTS = ["gcg", "autodan"]
@@ -83,8 +85,8 @@ def table(head, rows):
 
 def of_attacks(model):
     """Every figure of an evaluation that is about attacks, by its name."""
-    for attack in model["attacks"]:
-        name = ATTACKS.get(attack["attack"], attack["attack"])
+    for attack in sorted(model["attacks"], key=lambda attack: list(ATTACKS).index(attack["attack"])):
+        name = ATTACKS[attack["attack"]]
         if attack["done"] < attack["planned"]:
             name += " (not yet on all)"
         for judge in (NOT_REFUSED, TARGET):
@@ -98,6 +100,9 @@ def of_attacks(model):
         if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
             yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
+        if attack["attack"] == "gcg" and attack["losses"]:
+            first, last = attack["losses"][0], attack["losses"][-1]
+            yield f"{name}: loss of the target, at the start / in the end", f"{first:.3g} / {last:.3g}"
 
 
 def of_any_attack(model):
