@@ -3,8 +3,8 @@
 
     python3 examples/recipes/answers.py runs/claim/evaluation-untrained runs/claim/evaluation-advul-0 > docs/answers.md
 
-Of every folder 20 answers to plain harmful requests, 15 to the strings that GCG offers, and 15 to XSTest's safe requests; the first
-160 characters of each. The requests are HarmBench's and XSTest's: they are told by their ids there, and with --texts in full.
+Of every folder 20 answers to plain harmful requests, 15 to the strings that GCG offers, and 15 to XSTest's safe requests. The
+requests are HarmBench's and XSTest's: they are told by their ids there, and with --texts in full.
 """
 import argparse
 import json
@@ -14,7 +14,6 @@ import sys
 
 DRAWS = [("direct", 20), ("gcg", 15), ("xstest", 15)]
 TITLES = {"direct": "Plain harmful requests", "gcg": "Harmful requests with the string that GCG offers", "xstest": "XSTest's safe requests"}
-LENGTH = 160
 
 
 def answers(folder):
@@ -32,9 +31,8 @@ def answers(folder):
 
 
 def cell(text):
-    """On one line of a table, cut."""
-    text = " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;")
-    return text[:LENGTH] + (" …" if len(text) > LENGTH else "")
+    """On one line of a table."""
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'").replace("<", "&lt;").replace("*", "\\*")
 
 
 def main():
@@ -44,7 +42,7 @@ def main():
     given = parser.parse_args()
     found = {folder: {(kind, at): (request, answer) for kind, at, request, answer in answers(folder)} for folder in given.folders}
     common = sorted(set.intersection(*(set(items) for items in found.values())))
-    print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model; the first 160 characters.")
+    print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model.\n\nAnswers end after 64 tokens.")
     for kind, most in DRAWS:
         ids = [key for key in common if key[0] == kind]
         drawn = sorted(random.Random(0).sample(ids, min(most, len(ids))))
