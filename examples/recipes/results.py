@@ -43,6 +43,7 @@ ATTACKS = {
 SEVERAL_ATTEMPTS = ["gcg", "autodan"]
 TASKS = {
     ("xstest", "harmless refused"): "XSTest's safe requests refused",
+    ("xstest without template", "harmless refused"): "the same without the chat template",
     ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
     ("harmless requests", "harmless refused"): "further harmless requests refused",
 }
