@@ -10,7 +10,8 @@ use std::{
 };
 
 use advtrain::{
-    Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, RunConfig, StepRule, StepSize, UpdateMetrics,
+    Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, Request, RunConfig, StepRule, StepSize,
+    UpdateMetrics, load_harmless,
 };
 use serde_json::{Value, json};
 
@@ -54,6 +55,12 @@ fn fails(command: &mut Command, in_message: &str) {
     assert!(!text.contains("panicked"), "{text}");
 }
 
+/// The configuration that a command would train with.
+fn printed(command: &mut Command) -> RunConfig {
+    let text = command.arg("--print-config").output().unwrap().stdout;
+    RunConfig::from_toml(&String::from_utf8(text).unwrap(), "printed").unwrap()
+}
+
 /// A finished quick run of `advipo_gemma`: its toy serves as the model and the data of real runs.
 struct Toy(PathBuf);
 
@@ -89,8 +96,7 @@ impl Toy {
     /// The same with chats to stay useful on, for longer, with a checkpoint every second update, and measured every third.
     fn longer_run(&self, out: &Path) -> Command {
         let config = self.0.join("longer.toml");
-        let printed = example("advul").arg("--print-config").output().unwrap();
-        let mut run = RunConfig::from_toml(&String::from_utf8(printed.stdout).unwrap(), "printed").unwrap();
+        let mut run = printed(&mut example("advul"));
         run.train.checkpoint_every = 2;
         run.train.dropout = true;
         run.lora.dropout = 0.1;
@@ -233,14 +239,12 @@ fn another_run_in_the_same_folder_is_refused_and_changes_nothing() {
 #[test]
 fn a_preset_can_be_printed_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
-    let printed = |family: &str| {
-        let mut command = toy().run("advipo_gemma", folder.path());
-        let output = command.args(["--preset", "published", "--family", family, "--print-config"]).output().unwrap();
-        RunConfig::from_toml(&String::from_utf8(output.stdout).unwrap(), "printed").unwrap()
+    let of_family = |family: &str| {
+        printed(toy().run("advipo_gemma", folder.path()).args(["--preset", "published", "--family", family]))
     };
     let radius = |run: RunConfig| run.attack.unwrap().threat.radius;
-    assert_eq!(radius(printed("zephyr-7b")), advtrain::Radius::Relative(0.075));
-    assert!(printed("gemma-2b").attack_settings.dropout);
+    assert_eq!(radius(of_family("zephyr-7b")), advtrain::Radius::Relative(0.075));
+    assert!(of_family("gemma-2b").attack_settings.dropout);
 }
 
 /// The end of a turn behind each target is one token more of each harmful row, in training and not in what is measured.
@@ -249,8 +253,7 @@ fn targets_of_behaviours_end_in_the_end_of_a_turn_where_the_settings_say_so() {
     let folder = tempfile::tempdir().unwrap();
     let trained = |ended_targets: bool| {
         let (out, config) = (folder.path().join(ended_targets.to_string()), folder.path().join("run.toml"));
-        let printed = example("advipo_gemma").arg("--print-config").output().unwrap().stdout;
-        let mut run = RunConfig::from_toml(&String::from_utf8(printed).unwrap(), "printed").unwrap();
+        let mut run = printed(&mut example("advipo_gemma"));
         run.data.ended_targets = ended_targets;
         run.write(&config).unwrap();
         let mut command = toy().run("advipo_gemma", &out);
@@ -294,8 +297,7 @@ fn the_date_that_a_template_prints_stays_that_of_the_run() {
     let model = changed_model(folder.path(), "chat_template.jinja", dated);
     let files = || ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
     let run = || toy().run_on("advipo_gemma", &out, &model, files());
-    let printed = run().arg("--print-config").output().unwrap().stdout;
-    let mut first = RunConfig::from_toml(&String::from_utf8(printed).unwrap(), "printed").unwrap();
+    let mut first = printed(&mut run());
     first.data.date = Some("2024-02-29".parse().unwrap());
     first.write(&config).unwrap();
     succeeds(run().arg("--config").arg(&config));
@@ -721,12 +723,13 @@ fn an_evaluation_keeps_the_date_that_its_template_prints() {
 #[test]
 fn harmless_requests_to_evaluate_on_are_about_nothing_that_is_trained_on() {
     let ends = |file: &str| -> Vec<Vec<String>> {
-        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(file)).unwrap();
-        let words = |line: &str| -> Vec<String> {
-            let letters = |word: &str| word.to_lowercase().replace(|letter: char| !letter.is_alphanumeric(), "");
-            line.split_whitespace().map(letters).collect()
+        let requests = load_harmless(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/data").join(file)).unwrap();
+        let letters = |word: &str| word.to_lowercase().replace(|letter: char| !letter.is_alphanumeric(), "");
+        let last = |request: Request| {
+            let words: Vec<String> = request.text.split_whitespace().map(letters).collect();
+            words[words.len().saturating_sub(3)..].to_vec()
         };
-        text.lines().map(words).map(|words| words[words.len().saturating_sub(3)..].to_vec()).collect()
+        requests.into_iter().map(last).collect()
     };
     let trained: Vec<_> = ["harmless_training.txt", "harmless_twins.txt"].into_iter().flat_map(ends).collect();
     let evaluated = ends("harmless_validation.txt");

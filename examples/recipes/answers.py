@@ -10,7 +10,6 @@ import argparse
 import json
 import pathlib
 import random
-import sys
 
 DRAWS = [("direct", 20), ("gcg", 15), ("xstest", 15)]
 TITLES = {"direct": "Plain harmful requests", "gcg": "Harmful requests with the string that GCG offers", "xstest": "XSTest's safe requests"}
@@ -42,7 +41,8 @@ def main():
     given = parser.parse_args()
     found = {folder: {(kind, at): (request, answer) for kind, at, request, answer in answers(folder)} for folder in given.folders}
     common = sorted(set.intersection(*(set(items) for items in found.values())))
-    print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model.\n\nAnswers end after 64 tokens.")
+    print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model.")
+    print("\nAnswers end after 64 tokens.")
     for kind, most in DRAWS:
         ids = [key for key in common if key[0] == kind]
         drawn = sorted(random.Random(0).sample(ids, min(most, len(ids))))

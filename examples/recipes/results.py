@@ -40,7 +40,7 @@ ATTACKS = {
     "embedding-suffix": "embedding attack, a suffix",
     "embedding-unbounded": "embedding attack, 60 steps, no ball",
 }
-SEVERAL_ATTEMPTS = ["gcg", "autodan"]
+SEVERAL_ATTEMPTS = ["gcg", "autodan", "pair"]
 TASKS = {
     ("xstest", "harmless refused"): "XSTest's safe requests refused",
     ("xstest without template", "harmless refused"): "the same without the chat template",
@@ -86,22 +86,23 @@ def table(head, rows):
 
 def of_attacks(model):
     """Every figure of an evaluation that is about attacks, by its name."""
-    for attack in sorted(model["attacks"], key=lambda attack: list(ATTACKS).index(attack["attack"])):
-        name = ATTACKS[attack["attack"]]
+    reported = {attack["attack"]: attack for attack in model["attacks"]}
+    for key in [key for key in ATTACKS if key in reported] + [key for key in reported if key not in ATTACKS]:
+        attack, name = reported[key], ATTACKS.get(key, key)
         if attack["done"] < attack["planned"]:
             name += " (not yet on all)"
         for judge in (NOT_REFUSED, TARGET):
             if attack["done"] and judge in attack["judges"]:
                 found = attack["judges"][judge]
-                if attack["attack"] in SEVERAL_ATTEMPTS:
+                if key in SEVERAL_ATTEMPTS:
                     yield f"{name}, in the end: {judge}", tally(found["offered"])
                     yield f"{name}, any attempt: {judge}", tally(found["any"])
                 else:
                     yield f"{name}: {judge}", tally(found["offered"])
-        if attack["attack"].startswith("embedding") and len(attack["losses"]) == 2:
+        if key.startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
             yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
-        if attack["attack"] == "gcg" and attack["losses"]:
+        if key == "gcg" and attack["losses"]:
             first, last = attack["losses"][0], attack["losses"][-1]
             yield f"{name}: loss of the target, at the start / in the end", f"{first:.3g} / {last:.3g}"
 

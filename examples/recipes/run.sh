@@ -81,7 +81,7 @@ train() {
         --measured-epsilon 0.1 --out "$runs/$name" "$@"
 }
 
-# Behaviours and requests that were neither trained nor tuned on, and chats that were not trained on.
+# Behaviours, requests and chats that were neither trained nor tuned on.
 evaluate() {
     name=$1
     shift

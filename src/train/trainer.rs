@@ -231,8 +231,9 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     ) -> Result<()> {
         self.seed_dropout(index);
         let examples: Vec<Example> = rows.iter().map(|place| self.data.get(*place).clone()).collect();
-        let of_utility = examples.iter().filter(|row| row.continuation(ContinuationKind::Utility).is_some());
-        sums.utility_tokens += of_utility.map(|row| row.keep(&UTILITY).len()).sum::<usize>();
+        let of_utility =
+            |row: &Example| Some(row.prompt().len() + row.continuation(ContinuationKind::Utility)?.tokens.len());
+        sums.utility_tokens += examples.iter().filter_map(of_utility).sum::<usize>();
         let names = self.robust.as_ref().map_or(&[][..], |loss| loss.precomputes());
         let batch = self.reference.batch(examples, names, self.model.device())?;
         sums.tokens += batch.layout().tokens();
