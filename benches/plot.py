@@ -175,4 +175,4 @@ if __name__ == "__main__":
     growth()
     curves()
     sweep("epsilon-", 0.1, "epsilon of training,\nshare of the mean embedding norm", "epsilon.svg")
-    sweep("share-", 0.8, "share of utility rows", "share.svg")
+    sweep("share-", 0.875, "share of utility rows", "share.svg")

@@ -138,10 +138,10 @@ pub enum Preset {
     /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
     /// the last attack on the same prompt ended. Weaker than `Corrected`'s from zero; docs/performance.md has what is measured.
     Fast,
-    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates of 8
-    /// harmful and 32 utility rows at a higher learning rate, the first 32 tokens of each utility answer held against the original
-    /// model's predictions and the very first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's
-    /// margin wider and its weight a tenth, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
+    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates at a
+    /// higher learning rate, the first 32 tokens of each utility answer held against the original model's predictions and the very
+    /// first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider and its weight less than a
+    /// tenth, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -229,13 +229,13 @@ impl RunConfig {
             attack.threat.radius = Radius::Relative(0.1);
         }
         match &mut self.loss {
-            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-2.5, 0.05),
-            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.1, 0.1),
+            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-3.5, 0.05),
+            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.085, 0.085),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; of a set of few rows that is several epochs.
         (self.train.epochs, self.train.max_updates) = (100, Some(300));
-        (self.train.batch_size, self.train.micro_batch_size, self.train.utility_share) = (40, 16, 0.8);
+        self.train.micro_batch_size = 16;
         self.train.optimizer.learning_rate = 5e-4;
         self
     }

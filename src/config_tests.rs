@@ -130,21 +130,19 @@ const SMALL: &[(&str, &str)] = &[
     ("data.max_tokens", "256"),
     ("data.utility_tokens", "32"),
     ("lora.dropout", "0.0"),
-    ("train.batch_size", "40"),
     ("train.epochs", "100"),
     ("train.max_updates", "300"),
     ("train.micro_batch_size", "16"),
     ("train.optimizer.learning_rate", "0.0005"),
-    ("train.utility_share", "0.8"),
     ("utility.against", "\"reference\""),
     ("utility.first_weight", "1.0"),
     ("utility.weight", "3.0"),
 ];
 
 const SMALL_ADV_UL: &[(&str, &str)] =
-    &[("loss.adv_ul.away_cut_off.threshold", "-2.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
+    &[("loss.adv_ul.away_cut_off.threshold", "-3.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
-const SMALL_ADV_IPO: &[(&str, &str)] = &[("loss.adv_ipo.beta", "0.1"), ("loss.adv_ipo.weight", "0.1")];
+const SMALL_ADV_IPO: &[(&str, &str)] = &[("loss.adv_ipo.beta", "0.085"), ("loss.adv_ipo.weight", "0.085")];
 
 /// Every field of a configuration, by its full name.
 fn fields(value: &Value, name: &str, into: &mut BTreeMap<String, String>) {

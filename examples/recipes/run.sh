@@ -39,17 +39,19 @@ made_of() {
     exit 1
 }
 
-# The model's own answers to our harmless requests and to requests that it writes itself, and three of five seed tasks. Of the
-# others one is kept to tune on, and one to evaluate on.
+# The model's own answers to our harmless requests and to requests that it writes itself, and three of five seed tasks, five times
+# each: they are few, and the rows that people wrote. Of the others one is kept to tune on, and one to evaluate on.
 utility() {
     requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt"
-    cat "$SEED_TASKS" $requests "$MODEL/config.json" | made_of $runs/utility.made_of
+    { echo "five times"; cat "$SEED_TASKS" $requests "$MODEL/config.json"; } | made_of $runs/utility.made_of
     [ ! -e $runs/utility.jsonl ] || return 0
     awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
     awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
     example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" --drawn 640 --rows 32 \
         --out $runs/own_answers.jsonl
-    awk 'NR % 5 > 1' "$SEED_TASKS" | cat - $runs/own_answers.jsonl > $runs/utility.partial
+    for copy in 1 2 3 4 5; do
+        awk 'NR % 5 > 1' "$SEED_TASKS" | sed "s/\"prompt_id\": *\"/&$copy-/" # ids are unique
+    done | cat - $runs/own_answers.jsonl > $runs/utility.partial
     mv $runs/utility.partial $runs/utility.jsonl
 }
 
@@ -127,7 +129,7 @@ case ${1:-all} in
             train $name
             after $name
         done
-        for name in epsilon-0.025 epsilon-0.05 epsilon-0.2 epsilon-0.4 share-0.4 share-0.6 share-0.9; do
+        for name in epsilon-0.025 epsilon-0.05 epsilon-0.15 epsilon-0.2 share-0.5 share-0.75 share-0.95; do
             train $name
         done
         ;;
