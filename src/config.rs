@@ -140,8 +140,8 @@ pub enum Preset {
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates at a
     /// higher learning rate, the first 32 tokens of each utility answer held against the original model's predictions and the very
-    /// first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider and its weight less than a
-    /// tenth, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
+    /// first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a
+    /// tenth and utility rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -235,7 +235,8 @@ impl RunConfig {
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; of a set of few rows that is several epochs.
         (self.train.epochs, self.train.max_updates) = (100, Some(300));
-        self.train.micro_batch_size = 16;
+        // C-AdvIPO has none in the paper.
+        (self.train.micro_batch_size, self.train.utility_share) = (16, 0.875);
         self.train.optimizer.learning_rate = 5e-4;
         self
     }
