@@ -235,7 +235,7 @@ impl RunConfig {
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; of a set of few rows that is several epochs.
         (self.train.epochs, self.train.max_updates) = (100, Some(300));
-        // C-AdvIPO has none in the paper.
+        // In the paper C-AdvIPO has no utility rows.
         (self.train.micro_batch_size, self.train.utility_share) = (16, 0.875);
         self.train.optimizer.learning_rate = 5e-4;
         self

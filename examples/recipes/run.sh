@@ -39,20 +39,24 @@ made_of() {
     exit 1
 }
 
-# The model's own answers to our harmless requests and to requests that it writes itself, and three of five seed tasks, five times
-# each: they are few, and the rows that people wrote. Of the others one is kept to tune on, and one to evaluate on.
+# Of five seed tasks three are there to train on, one to tune on and one to evaluate on.
+chats() {
+    made_of $runs/chats.made_of < "$SEED_TASKS"
+    [ -e $runs/chats_to_tune_on.jsonl ] || awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
+    [ -e $runs/chats_to_evaluate_on.jsonl ] || awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
+}
+
+# The model's own answers to our harmless requests and to requests that it writes itself, and the seed tasks to train on, five
+# times each: they are few, and the rows that people wrote.
 utility() {
     requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt"
-    { echo "five times"; cat "$SEED_TASKS" $requests "$MODEL/config.json"; } | made_of $runs/utility.made_of
-    [ ! -e $runs/utility.jsonl ] || return 0
-    awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
-    awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
-    example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" --drawn 640 --rows 32 \
-        --out $runs/own_answers.jsonl
+    cat $requests "$MODEL/config.json" | made_of $runs/own_answers.made_of
+    [ -e $runs/own_answers.jsonl ] || example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" \
+        --drawn 640 --rows 32 --out $runs/own_answers.jsonl
     for copy in 1 2 3 4 5; do
         awk 'NR % 5 > 1' "$SEED_TASKS" | sed "s/\"prompt_id\": *\"/&$copy-/" # ids are unique
-    done | cat - $runs/own_answers.jsonl > $runs/utility.partial
-    mv $runs/utility.partial $runs/utility.jsonl
+    done | cat - $runs/own_answers.jsonl > $runs/utility.$$
+    mv $runs/utility.$$ $runs/utility.jsonl
 }
 
 # The card of the adapter is the last that a training writes.
@@ -70,6 +74,7 @@ train() {
     name=$1 recipe=$2
     shift 2
     [ -e "$here/$recipe.toml" ] || usage
+    chats
     utility
     mkdir -p "$runs/$name"
     { echo "$DTYPE $*"; cat "$here/$recipe.toml" $runs/utility.jsonl; } | made_of "$runs/$name/made_of"
@@ -87,7 +92,7 @@ train() {
 evaluate() {
     name=$1
     shift
-    utility
+    chats
     example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
         --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
         --attacks "$ATTACKS" --search-cases 16 \
