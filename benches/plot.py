@@ -144,8 +144,11 @@ def curves():
 
 
 def sweep(prefix, base, label, name):
-    """What was measured at the end of runs that differ in one number, which their names end in; `base` is that of C-AdvUL's recipe."""
-    runs = {base: RUNS / "advul-0"} | {float(run.name.removeprefix(prefix)): run for run in RUNS.glob(f"{prefix}*")}
+    """What was measured at the end of runs that differ in one number, which their names end in; `base` is that of C-AdvUL's recipe,
+    which is called epsilon-0.1 where it was made once more, on the device of the others."""
+    recipe = RUNS / "epsilon-0.1"
+    runs = {base: recipe if recipe.exists() else RUNS / "advul-0"}
+    runs |= {float(run.name.removeprefix(prefix)): run for run in RUNS.glob(f"{prefix}*")}
     runs = {value: measured(run) for value, run in sorted(runs.items()) if (run / "after.json").exists()}
     if len(runs) < 2:
         return

@@ -16,6 +16,8 @@
 #     ARC         ARC-Easy-Test.jsonl, if at hand
 #     ATTACKS     those to evaluate with: direct,prefill,embedding,autodan,gcg
 #     DTYPE       auto, or bfloat16 on a processor with a matrix unit for it
+#     DEVICE      auto, cpu, cuda or cuda:N
+#     MICRO_BATCH rows that a training sends through the model at once: the recipe's 16, or all 64 of an update on a GPU
 set -eu
 MODEL=${MODEL:-.real/smollm2}
 BEHAVIORS=${BEHAVIORS:-data/adv_training_behaviors.csv}
@@ -24,11 +26,13 @@ XSTEST=${XSTEST:-data/xstest_v2_prompts.csv}
 ARC=${ARC:-}
 ATTACKS=${ATTACKS:-direct,prefill,embedding,autodan,gcg}
 DTYPE=${DTYPE:-auto}
+DEVICE=${DEVICE:-auto}
+MICRO_BATCH=${MICRO_BATCH:-}
 
 here=$(dirname "$0")
 data=$(dirname "$BEHAVIORS")
 runs=runs/claim
-example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" "$@"; }
+example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" --device "$DEVICE" "$@"; }
 
 # Keeps the sum of what is read here in a file, and stops where the file has that of something else.
 made_of() {
@@ -85,7 +89,7 @@ train() {
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
         --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
         --utility $runs/utility.jsonl --harmless $runs/chats_to_tune_on.jsonl --harmless-requests examples/data/harmless_held_out.txt \
-        --measured-epsilon 0.1 --out "$runs/$name" "$@"
+        --measured-epsilon 0.1 --out "$runs/$name" ${MICRO_BATCH:+--micro-batch-size "$MICRO_BATCH"} "$@"
 }
 
 # Behaviours, requests and chats that were neither trained nor tuned on.

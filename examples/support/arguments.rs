@@ -41,6 +41,9 @@ pub struct Arguments {
     /// Rows of an update, in place of the preset's
     #[arg(long)]
     pub batch_size: Option<usize>,
+    /// Rows that go through the model at once, in place of the preset's: more is faster on a GPU and takes its memory
+    #[arg(long)]
+    pub micro_batch_size: Option<usize>,
     /// The share of an update's rows that are utility rows, in place of the preset's
     #[arg(long)]
     pub utility_share: Option<f64>,
@@ -176,6 +179,7 @@ impl Arguments {
         }
         config.model.dtype = self.dtype.unwrap_or(config.model.dtype);
         config.train.batch_size = self.batch_size.unwrap_or(config.train.batch_size);
+        config.train.micro_batch_size = self.micro_batch_size.unwrap_or(config.train.micro_batch_size);
         config.train.utility_share = self.utility_share.unwrap_or(config.train.utility_share);
         config.train.seed = self.seed.unwrap_or(config.train.seed);
         config.train.max_updates = self.updates.or(config.train.max_updates);
