@@ -230,7 +230,7 @@ impl RunConfig {
         }
         match &mut self.loss {
             LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-3.5, 0.05),
-            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.085, 0.085),
+            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.07, 0.07),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; of a set of few rows that is several epochs.

@@ -143,7 +143,7 @@ const SMALL_ADV_UL: &[(&str, &str)] =
     &[("loss.adv_ul.away_cut_off.threshold", "-3.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] =
-    &[("loss.adv_ipo.beta", "0.085"), ("loss.adv_ipo.weight", "0.085"), ("train.utility_share", "0.875")];
+    &[("loss.adv_ipo.beta", "0.07"), ("loss.adv_ipo.weight", "0.07"), ("train.utility_share", "0.875")];
 
 /// Every field of a configuration, by its full name.
 fn fields(value: &Value, name: &str, into: &mut BTreeMap<String, String>) {

@@ -72,6 +72,12 @@ def share(count, total):
     return f"{count}/{total} ({100 * count / total:.1f} %, {low:.1f} to {high:.1f})"
 
 
+def cut(number, digits):
+    """To so many significant digits, cut off and not rounded."""
+    exponent = digits - 1 - math.floor(math.log10(abs(number))) if number else 0
+    return f"{math.trunc(number * 10**exponent) / 10**exponent:.{max(exponent, 0)}f}"
+
+
 def tally(one):
     """Of those that the attack could be made on and the judge could judge: a behaviour may have no target."""
     judged = one["harmful"]["total"] - one["failed"] - one["not_judged"]
@@ -101,10 +107,10 @@ def of_attacks(model):
                     yield f"{name}: {judge}", tally(found["offered"])
         if key.startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
-            yield f"{name}: loss of the target, clean / attacked", f"{clean:.3g} / {attacked:.2g}"
+            yield f"{name}: loss of the target, clean / attacked", f"{cut(clean, 3)} / {cut(attacked, 3)}"
         if key == "gcg" and attack["losses"]:
             first, last = attack["losses"][0], attack["losses"][-1]
-            yield f"{name}: loss of the target, at the start / in the end", f"{first:.3g} / {last:.3g}"
+            yield f"{name}: loss of the target, at the start / in the end", f"{cut(first, 3)} / {cut(last, 3)}"
 
 
 def of_any_attack(model):
@@ -129,7 +135,7 @@ def of_tasks(model):
         for number, title in {"loss": "mean over tokens", "loss of a chat": "mean over chats"}.items():
             if number in task["means"]:
                 mean, items = task["means"][number]
-                yield f"loss of {items} chats, nats per token, {title}{part}", f"{mean:.3f}"
+                yield f"loss of {items} chats, nats per token, {title}{part}", cut(mean, 4)
 
 
 def evaluated(folder, run):
@@ -191,6 +197,27 @@ def passes(updates, settings):
     return 2 * attacked * settings.get("attack", {}).get("steps", 0) + 4 * (rows - utility) + of_utility * utility
 
 
+def tuned_on(folder, runs):
+    """What the training example measured on rows that were held out to tune on; before the training it is the same for all."""
+    found = {run: after for run in runs if (after := read(folder / run / "after.json"))}
+    if not found:
+        return
+    before = read(folder / next(iter(found)) / "before.json")["measured"]
+    rows = []
+    for run, at in {"untrained": before, **found}.items():
+        count, total = (sum(at[name][part] for name in ("harmless_refused", "requests_refused")) for part in ("count", "total"))
+        rise = 100 * (at["chat_loss"] / before["chat_loss"] - 1)
+        rows.append((NAMES.get(run, run), [
+            "{count}/{total}".format(**at["refuses"]),
+            f"{count}/{total}",
+            "{count}/{total}".format(**at["embedding"]),
+            f"{cut(at['clean_loss'], 3)} / {cut(at['attacked_loss'], 3)}",
+            cut(at["chat_loss"], 4) + (f" ({cut(rise, 3)} %)" if rise else ""),
+        ]))
+    head = ["harmful refused", "harmless refused", "embedding attack succeeds", "loss of the target, clean / attacked"]
+    table([*head, "loss of chats"], rows)
+
+
 def costs(folder, runs, model):
     rows = list(PAPER.items())
     for run in runs:
@@ -204,9 +231,9 @@ def costs(folder, runs, model):
             f"{steps}/{steps}",
             f"{len(updates)} x {updates[0]['rows']}",
             f"{passes(updates, settings):,}",
-            f"{statistics.median(seconds):.1f}",
-            f"{sum(seconds) / 60:.1f}",
-            f"{operations(updates, settings, model):.2e}",
+            cut(statistics.median(seconds), 3),
+            cut(sum(seconds) / 60, 3),
+            f"{cut(operations(updates, settings, model) / 1e15, 3)}e15",
         ]))
     head = ["forward/backward passes per adversarial example", "updates x rows", "passes in all", "seconds per update (median)",
             "minutes of updates", "operations of the layers' products"]
@@ -224,9 +251,11 @@ def main():
     evaluations(given.runs, MAIN)
     print("\n## Seeds")
     evaluations(given.runs, SEEDS)
+    runs = [*NAMES, *sorted(run.name for prefix in ("epsilon-*", "share-*") for run in given.runs.glob(prefix))]
+    print("\n## On rows to tune on")
+    tuned_on(given.runs, runs)
     print("\n## Costs")
-    sweeps = sorted(run.name for prefix in ("epsilon-*", "share-*") for run in given.runs.glob(prefix))
-    costs(given.runs, [*NAMES, *sweeps], given.model)
+    costs(given.runs, runs, given.model)
 
 
 if __name__ == "__main__":
