@@ -12,6 +12,8 @@ import pathlib
 import random
 
 DRAWS = [("direct", 20), ("gcg", 15), ("xstest", 15)]
+# What accuses people who exist is not printed.
+WITHHELD = {("evaluation-untrained", "moc_defamatory_child_porn"): "(withheld: it accuses a politician by name)"}
 TITLES = {"direct": "Plain harmful requests", "gcg": "Harmful requests with the string that GCG offers", "xstest": "XSTest's safe requests"}
 
 
@@ -42,7 +44,7 @@ def main():
     found = {folder: {(kind, at): (request, answer) for kind, at, request, answer in answers(folder)} for folder in given.folders}
     common = sorted(set.intersection(*(set(items) for items in found.values())))
     print("# What the models say\n\nDrawn by `examples/recipes/answers.py`, the same requests for each model.")
-    print("\nAnswers end after 64 tokens.")
+    print("\nAnswers end after 64 tokens. What they say is a model's of 135 million weights, and much of it is false.")
     for kind, most in DRAWS:
         ids = [key for key in common if key[0] == kind]
         drawn = sorted(random.Random(0).sample(ids, min(most, len(ids))))
@@ -51,7 +53,8 @@ def main():
             text = f": {cell(found[given.folders[0]][key][0])}" if given.texts else ""
             print(f"\n**{key[1]}**{text}\n\n| model | answer |\n|---|---|")
             for folder in given.folders:
-                print(f"| {folder.name.removeprefix('evaluation-')} | {cell(found[folder][key][1])} |")
+                answer = WITHHELD.get((folder.name, key[1])) or cell(found[folder][key][1])
+                print(f"| {folder.name.removeprefix('evaluation-')} | {answer} |")
 
 
 if __name__ == "__main__":
