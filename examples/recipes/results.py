@@ -7,6 +7,7 @@ RUNS: docs/records where none is given; your own are in runs/claim. MODEL: the m
 given, for the number of its weights.
 """
 import argparse
+import decimal
 import functools
 import json
 import math
@@ -74,8 +75,7 @@ def share(count, total):
 
 def cut(number, digits):
     """To so many significant digits, cut off and not rounded."""
-    exponent = digits - 1 - math.floor(math.log10(abs(number))) if number else 0
-    return f"{math.trunc(number * 10**exponent) / 10**exponent:.{max(exponent, 0)}f}"
+    return f"{decimal.Context(prec=digits, rounding=decimal.ROUND_DOWN).create_decimal(repr(number)):f}"
 
 
 def tally(one):
