@@ -167,6 +167,78 @@ fn nothing_is_done_twice_and_failures_are_counted() {
     });
 }
 
+/// Attacks four cases at once, none of which may be a bad one.
+struct Together {
+    groups: Vec<String>,
+    outcomes: fn(&[Case]) -> Vec<Outcome>,
+}
+
+impl PromptAttack for Together {
+    fn name(&self) -> String {
+        "together".into()
+    }
+
+    fn settings(&self) -> Value {
+        Value::Null
+    }
+
+    fn attack(&mut self, _: &Subject, _: &Case, _: &mut advtrain::Watch) -> Result<Outcome> {
+        panic!("cases are attacked together")
+    }
+
+    fn at_once(&self, subject: &Subject) -> usize {
+        subject.rows()
+    }
+
+    fn attack_together(&mut self, _: &Subject, cases: &[Case], _: &mut advtrain::Watch) -> Result<Vec<Outcome>> {
+        self.groups.push(cases.iter().map(|case| case.id.as_str()).collect::<Vec<_>>().join(" "));
+        match cases.iter().find(|case| case.id.starts_with("bad")) {
+            Some(bad) => Err(Error::example(&bad.id, "cannot be attacked")),
+            None => Ok((self.outcomes)(cases)),
+        }
+    }
+}
+
+fn one_attempt(case: &Case) -> Outcome {
+    let (messages, answer) = (case.messages.clone(), "no".to_string());
+    let attempts = vec![Attempt { step: 0, stream: 0, messages, loss: None, answer }];
+    Outcome::Done(Trajectory { attempts, ..Trajectory::default() })
+}
+
+/// The groups in which an attack got cases, what it was run on, and why it failed on what.
+fn attacked_together(cases: &[&str], outcomes: fn(&[Case]) -> Vec<Outcome>) -> (Vec<String>, Vec<String>, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let cases: Vec<Case> = cases.iter().map(|id| case(id)).collect();
+    with_subject(|subject| {
+        let mut attack = Together { groups: Vec::new(), outcomes };
+        let mut evaluation = open(folder.path(), subject);
+        let _ = evaluation.attack(&mut attack, subject, &cases, &mut go_on).unwrap();
+        let tried = evaluation.attacks().iter().map(|one| one.case.id.clone()).collect();
+        let why = evaluation.attacks().iter().filter_map(|one| one.result.as_ref().err()).cloned().collect();
+        (attack.groups, tried, why)
+    })
+}
+
+#[test]
+fn a_case_that_fails_takes_no_other_with_it() {
+    let (groups, tried, why) =
+        attacked_together(&["a", "b", "bad", "c", "d", "bad too"], |cases| cases.iter().map(one_attempt).collect());
+    assert_eq!(groups, ["a b bad c", "a b", "bad c", "bad", "c", "d bad too", "d", "bad too"]);
+    assert_eq!(tried, ["a", "b", "bad", "c", "d", "bad too"]);
+    assert_eq!(why, ["example bad: cannot be attacked", "example bad too: cannot be attacked"]);
+}
+
+#[test]
+fn of_cases_attacked_together_those_that_are_done_stay_done() {
+    let (groups, tried, why) = attacked_together(&["a", "b", "c", "d", "e"], |cases| {
+        let outcomes = cases.iter().map(|case| if case.id == "c" { Outcome::Stopped } else { one_attempt(case) });
+        outcomes.collect()
+    });
+    assert_eq!((groups, tried, why), (vec!["a b c d".into()], vec!["a".into(), "b".into()], Vec::new()));
+    let (_, tried, why) = attacked_together(&["a", "b"], |cases| vec![one_attempt(&cases[0])]);
+    assert_eq!((tried.len(), why), (2, vec!["the attack was run on 2 cases and returned 1 outcomes".to_string(); 2]));
+}
+
 #[test]
 fn a_folder_is_of_one_process_and_reading_changes_nothing() {
     let folder = tempfile::tempdir().unwrap();

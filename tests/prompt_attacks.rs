@@ -7,13 +7,14 @@ use std::{cell::RefCell, ops::ControlFlow, path::Path, rc::Rc};
 
 use advtrain::{
     Answered, AttackSettings, AutoDan, AutoDanSettings, Batch, Case, ChatFailure, ChatFormat, ChatModel, Continuation,
-    ContinuationKind, Continuous, ContinuousSettings, Decoder, Direct, DirectSettings, Example, Generation, Harm,
+    ContinuationKind, Continuous, ContinuousSettings, Cost, Decoder, Direct, DirectSettings, Example, Generation, Harm,
     Iterate, Judge, Measurement, Message, Outcome, Pair, PairSettings, Perturbation, Pgd, Place, PromptAttack, Reply,
     ReplySettings, Result, ScoreJudge, Start, Subject, TokenKind, Tokens, Trajectory, Verdict, attack_examples,
     target_losses,
     tch::{Device, Kind},
     to_tensor,
 };
+use approx::assert_relative_eq;
 use speaking::{case, done, format, generation, model, with_subject};
 
 fn autodan() -> AutoDanSettings {
@@ -330,6 +331,52 @@ fn the_answer_under_an_embedding_attack_is_that_of_the_perturbed_prompt() {
         let said = subject.model().generate(&prompt, Some(&perturbation), subject.generation()).unwrap();
         assert_eq!(subject.format().tokenizer().decode(&said[0], true).unwrap(), answers[0]);
         assert_ne!(answers[0], subject.answers(&[case("x").messages]).unwrap()[0]);
+    });
+}
+
+#[test]
+fn cases_are_attacked_together_as_each_alone() {
+    let targets = ["Sure, here", "Sure, here is a much longer one", "No"];
+    let cases: Vec<Case> = ["x", "the second", "y"]
+        .iter()
+        .zip(targets)
+        .map(|(id, target)| Case { target: target.into(), ..case(id) })
+        .collect();
+    let around = AttackSettings { start: Start::Uniform, restarts: 2, iterate: Iterate::Best, ..Default::default() };
+    let embedding = |suffix| {
+        let settings = continuous(true, suffix);
+        let attack = Pgd { steps: 5, ..Pgd::measuring(settings.attack.threat.clone()) };
+        Box::new(Continuous::new(ContinuousSettings { attack, around: around.clone(), ..settings }).unwrap())
+    };
+    let direct = |settings| Box::new(Direct::new(settings).unwrap());
+    let attacks: [Box<dyn PromptAttack>; 4] = [
+        direct(DirectSettings { samples: 3, ..Default::default() }),
+        direct(DirectSettings { prefill: 4, samples: 2, ..Default::default() }),
+        embedding(None),
+        embedding(Some(" a a")),
+    ];
+    with_subject(|subject| {
+        for mut attack in attacks {
+            assert_eq!(attack.at_once(subject), 4);
+            let together = attack.attack_together(subject, &cases, &mut |_, _| ControlFlow::Continue(())).unwrap();
+            assert_eq!(together.len(), cases.len());
+            for (case, outcome) in cases.iter().zip(together) {
+                let Outcome::Done(together) = outcome else { panic!("nothing stops it") };
+                let alone = done(&mut *attack, subject, case);
+                let said = |found: &Trajectory| -> Vec<(usize, Vec<Message>, String)> {
+                    found.attempts.iter().map(|one| (one.stream, one.messages.clone(), one.answer.clone())).collect()
+                };
+                assert_eq!(said(&together), said(&alone), "{} on {}", attack.name(), case.id);
+                assert_eq!(together.losses.len(), alone.losses.len());
+                for (ours, theirs) in together.losses.iter().zip(&alone.losses) {
+                    assert_relative_eq!(ours, theirs, max_relative = 1e-4);
+                }
+                let counted = |found: &Trajectory| Cost { seconds: 0.0, ..found.cost };
+                assert_eq!(counted(&together), counted(&alone));
+            }
+            let stopped = attack.attack_together(subject, &cases, &mut |_, _| ControlFlow::Break(())).unwrap();
+            assert_eq!(stopped, vec![Outcome::Stopped; 3]);
+        }
     });
 }
 

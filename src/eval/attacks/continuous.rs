@@ -10,8 +10,8 @@ use super::{
     requirements::{can_be_asked, has_a_target},
 };
 use crate::{
-    AttackSettings, Case, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation, Measurement,
-    Message, Pgd, Region, Result, StringPlace, Subject, TokenKind, Tokens, attack_examples,
+    AttackSettings, AttackedRow, Case, Continuation, ContinuationKind, EmbeddingAttack, Error, Example, Generation,
+    Measurement, Message, Pgd, Region, Result, StringPlace, Subject, TokenKind, Tokens, attack_examples,
 };
 
 /// How a prompt's embeddings are attacked.
@@ -111,15 +111,32 @@ impl Continuous {
         Ok((prompt, place.messages(suffix)))
     }
 
-    fn measurement(&self, subject: &Subject) -> Measurement {
+    /// What is attacked of a case.
+    fn asked(&self, subject: &Subject, case: &Case) -> Result<Asked> {
+        has_a_target(case)?;
+        can_be_asked(subject, case)?;
+        let (prompt, messages) = self.prompt(subject, case)?;
+        subject.check(&messages)?;
+        let tokens = subject.format().opening(&messages, &case.target)?.continuation;
+        let target = Continuation { kind: ContinuationKind::Harmful, tokens };
+        Ok(Asked { example: Example::new(&case.id, prompt, vec![target])?, messages })
+    }
+
+    fn measurement(&self, subject: &Subject, rows: usize) -> Measurement {
         Measurement {
             attack: self.settings.around.clone(),
             seed: self.settings.seed,
-            rows: 1,
+            rows,
             generation: Some(Generation { sampling: None, ..subject.generation().clone() }),
             keep_perturbations: false,
         }
     }
+}
+
+/// A prompt with its target, and the conversation that it is of.
+struct Asked {
+    example: Example,
+    messages: Vec<Message>,
 }
 
 /// Passes of a measurement outside the attack: the losses without perturbation, and those under the one found.
@@ -139,36 +156,43 @@ impl PromptAttack for Continuous {
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
+        let outcomes = self.attack_together(subject, std::slice::from_ref(case), watch)?;
+        outcomes.into_iter().next().ok_or_else(|| Error::mismatch("attacked rows", 1, 0))
+    }
+
+    fn at_once(&self, subject: &Subject) -> usize {
+        subject.rows()
+    }
+
+    fn attack_together(&mut self, subject: &Subject, cases: &[Case], watch: &mut Watch) -> Result<Vec<Outcome>> {
         let begin = Instant::now();
         if watch(0, 1).is_break() {
-            return Ok(Outcome::Stopped);
+            return Ok(vec![Outcome::Stopped; cases.len()]);
         }
-        has_a_target(case)?;
-        can_be_asked(subject, case)?;
-        let (prompt, messages) = self.prompt(subject, case)?;
-        subject.check(&messages)?;
-        let tokens = subject.format().opening(&messages, &case.target)?.continuation;
-        let length = prompt.len() + tokens.len();
-        let target = Continuation { kind: ContinuationKind::Harmful, tokens };
-        let example = Example::new(&case.id, prompt, vec![target])?;
+        let asked = cases.iter().map(|case| self.asked(subject, case)).collect::<Result<Vec<_>>>()?;
+        let examples: Vec<Example> = asked.iter().map(|one| one.example.clone()).collect();
         let mut attack = self.settings.attack.clone();
-        let found = attack_examples(subject.model(), &[example], &mut attack, &self.measurement(subject))?;
-        let Some(row) = found.rows.first() else {
-            return Err(Error::mismatch("attacked rows", 1, 0));
-        };
-        let answer = subject.format().tokenizer().decode(&row.answer, true)?;
+        let found = attack_examples(subject.model(), &examples, &mut attack, &self.measurement(subject, cases.len()))?;
+        if found.rows.len() != cases.len() {
+            return Err(Error::mismatch("attacked rows", cases.len(), found.rows.len()));
+        }
+        // Every case is in every pass.
         let forward_passes = found.statistics.forward_passes as usize + MEASURING;
         let cost = Cost {
             forward_passes,
             backward_passes: found.statistics.backward_passes as usize,
-            tokens: forward_passes * length,
             answers: 1,
-            seconds: begin.elapsed().as_secs_f64(),
+            seconds: begin.elapsed().as_secs_f64() / cases.len() as f64,
             ..Cost::default()
         };
-        let (step, loss) = (self.settings.attack.steps, Some(row.attacked_loss()));
-        let attempt = Attempt { step, stream: 0, messages, loss, answer };
-        let losses = vec![row.clean_loss(), row.attacked_loss()];
-        Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses, cost }))
+        let outcome = |(Asked { example, messages }, row): (Asked, AttackedRow)| {
+            let answer = subject.format().tokenizer().decode(&row.answer, true)?;
+            let losses = vec![row.clean_loss(), row.attacked_loss()];
+            let attempt =
+                Attempt { step: self.settings.attack.steps, stream: 0, messages, loss: losses.last().copied(), answer };
+            let cost = Cost { tokens: forward_passes * example.len(), ..cost };
+            Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses, cost }))
+        };
+        asked.into_iter().zip(found.rows).map(outcome).collect()
     }
 }

@@ -79,10 +79,9 @@ impl Direct {
         &target[..end]
     }
 
-    /// How the answer of one stream is made; the words given are among its tokens.
-    fn generation(&self, subject: &Subject, stream: usize, given: usize) -> Generation {
+    /// How the answers of one stream are made.
+    fn generation(&self, subject: &Subject, stream: usize) -> Generation {
         let mut generation = subject.generation().clone();
-        generation.max_new_tokens = generation.max_new_tokens.saturating_sub(given).max(1);
         if stream > 0 {
             let drawn = generation.sampling.unwrap_or_default();
             let (temperature, seed) = (self.settings.temperature, self.settings.seed);
@@ -90,29 +89,41 @@ impl Direct {
         }
         generation
     }
-}
 
-/// What the model reads, and how many of its last tokens are the answer's.
-fn prompt(subject: &Subject, case: &Case, given: &str) -> Result<(Tokens, usize)> {
-    let format = subject.format();
-    if given.is_empty() {
-        return Ok((format.prompt(&case.messages)?, 0));
+    /// What the model reads of a case.
+    fn asked(&self, subject: &Subject, case: &Case) -> Result<Asked> {
+        can_be_asked(subject, case)?;
+        if self.settings.prefill > 0 {
+            has_a_target(case)?;
+        }
+        let (format, given) = (subject.format(), self.given(case));
+        if given.is_empty() {
+            return Ok(Asked { prompt: format.prompt(&case.messages)?, given: 0 });
+        }
+        let opening = format.opening(&case.messages, given)?;
+        let mut prompt = opening.prompt;
+        prompt.extend_as_template(&opening.continuation);
+        Ok(Asked { prompt, given: opening.continuation.len() })
     }
-    let opening = format.opening(&case.messages, given)?;
-    let mut prompt = opening.prompt;
-    prompt.extend_as_template(&opening.continuation);
-    Ok((prompt, opening.continuation.len()))
 }
 
-/// The answer that begins with the last `given` tokens of a prompt: decoded as one text, since some decoders drop the
-/// space before the first word of what they are given.
-fn answer(subject: &Subject, prompt: Example, given: usize, generation: &Generation) -> Result<String> {
-    let mut ids = prompt.prompt().ids()[prompt.prompt().len() - given..].to_vec();
-    let said = subject.model().generate(&Batch::new(vec![prompt], subject.model().device())?, None, generation)?;
-    ids.extend(said.into_iter().flatten());
-    let text = subject.format().tokenizer().decode(&ids, true)?;
-    // The template's own space, where it is a token with the first word.
-    Ok(if given > 0 { text.trim_start().to_string() } else { text })
+/// A prompt, and how many of its last tokens are the answer's.
+struct Asked {
+    prompt: Tokens,
+    given: usize,
+}
+
+impl Asked {
+    /// The whole answer: decoded as one text, since some decoders drop the space before the first word of what they are
+    /// given. The words given are among its tokens, so that as many of those said are too many.
+    fn answer(&self, subject: &Subject, mut said: Vec<i64>) -> Result<String> {
+        said.truncate(subject.generation().max_new_tokens.saturating_sub(self.given).max(1));
+        let mut ids = self.prompt.ids()[self.prompt.len() - self.given..].to_vec();
+        ids.append(&mut said);
+        let text = subject.format().tokenizer().decode(&ids, true)?;
+        // The template's own space, where it is a token with the first word.
+        Ok(if self.given > 0 { text.trim_start().to_string() } else { text })
+    }
 }
 
 impl PromptAttack for Direct {
@@ -129,25 +140,37 @@ impl PromptAttack for Direct {
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
+        let outcomes = self.attack_together(subject, std::slice::from_ref(case), watch)?;
+        outcomes.into_iter().next().ok_or_else(|| Error::mismatch("outcomes of an attack", 1, 0))
+    }
+
+    fn at_once(&self, subject: &Subject) -> usize {
+        subject.rows()
+    }
+
+    fn attack_together(&mut self, subject: &Subject, cases: &[Case], watch: &mut Watch) -> Result<Vec<Outcome>> {
         let begin = Instant::now();
-        can_be_asked(subject, case)?;
-        if self.settings.prefill > 0 {
-            has_a_target(case)?;
-        }
-        let (prompt, given) = prompt(subject, case, self.given(case))?;
-        let mut trajectory = Trajectory::default();
-        for stream in 0..self.settings.samples {
-            if watch(stream, self.settings.samples).is_break() {
-                return Ok(Outcome::Stopped);
+        let (model, samples) = (subject.model(), self.settings.samples);
+        let asked = cases.iter().map(|case| self.asked(subject, case)).collect::<Result<Vec<_>>>()?;
+        let mut attempts = vec![Vec::with_capacity(samples); cases.len()];
+        for stream in 0..samples {
+            if watch(stream, samples).is_break() {
+                return Ok(vec![Outcome::Stopped; cases.len()]);
             }
-            let example = Example::new(format!("{}/{stream}", case.id), prompt.clone(), Vec::new())?;
-            let answer = answer(subject, example, given, &self.generation(subject, stream, given))?;
-            let messages = case.messages.clone();
-            trajectory.attempts.push(Attempt { step: 0, stream, messages, loss: None, answer });
+            let rows = cases.iter().zip(&asked);
+            let examples =
+                rows.map(|(case, one)| Example::new(format!("{}/{stream}", case.id), one.prompt.clone(), Vec::new()));
+            let batch = Batch::new(examples.collect::<Result<_>>()?, model.device())?;
+            let said = model.generate(&batch, None, &self.generation(subject, stream))?;
+            for (((case, one), said), attempts) in cases.iter().zip(&asked).zip(said).zip(&mut attempts) {
+                let (messages, answer) = (case.messages.clone(), one.answer(subject, said)?);
+                attempts.push(Attempt { step: 0, stream, messages, loss: None, answer });
+            }
         }
-        let seconds = begin.elapsed().as_secs_f64();
-        trajectory.cost = Cost { answers: trajectory.attempts.len(), seconds, ..Cost::default() };
-        Ok(Outcome::Done(trajectory))
+        let seconds = begin.elapsed().as_secs_f64() / cases.len() as f64;
+        let cost = Cost { answers: samples, seconds, ..Cost::default() };
+        let outcome = |attempts| Outcome::Done(Trajectory { attempts, cost, ..Trajectory::default() });
+        Ok(attempts.into_iter().map(outcome).collect())
     }
 }
 

@@ -28,6 +28,20 @@ pub trait PromptAttack {
     /// # Errors
     /// Whatever the attack meets.
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome>;
+
+    /// How many cases [`PromptAttack::attack_together`] should get at once. Those that are stopped before the last of them is
+    /// done are lost together.
+    fn at_once(&self, _subject: &Subject) -> usize {
+        1
+    }
+
+    /// Attacks several cases, with an outcome for each, in order: one after another, unless the attack has a faster way.
+    ///
+    /// # Errors
+    /// Whatever the attack meets on one of them: then they are to be tried in smaller groups.
+    fn attack_together(&mut self, subject: &Subject, cases: &[Case], watch: &mut Watch) -> Result<Vec<Outcome>> {
+        cases.iter().map(|case| self.attack(subject, case, watch)).collect()
+    }
 }
 
 /// What an attacker must be able to touch. A report tells attacks by text apart from those that need more.

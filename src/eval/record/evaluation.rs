@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     Answered, Case, Error, ItemRecord, Judge, Outcome, PromptAttack, Result, Subject, Trajectory, UtilityTask, Verdict,
-    files,
+    Watch, files,
 };
 
 /// Where an evaluation stands.
@@ -184,30 +184,35 @@ impl Evaluation {
     ) -> Result<ControlFlow<()>> {
         self.plan_attack(attack, cases)?;
         let (name, settings) = (attack.name(), attack.settings());
-        for (done, case) in cases.iter().enumerate() {
-            if self.records.attack(&name, &case.id).is_some() {
-                continue;
-            }
+        let open: Vec<Case> =
+            cases.iter().filter(|case| self.records.attack(&name, &case.id).is_none()).cloned().collect();
+        let mut done = cases.len() - open.len();
+        for group in open.chunks(attack.at_once(subject).max(1)) {
             let mut watch_steps =
                 |step, steps| watch(EvaluationProgress { doing: &name, done, of: cases.len(), step: (step, steps) });
             let begin = Instant::now();
-            let result = match attack.attack(subject, case, &mut watch_steps) {
-                Ok(Outcome::Stopped) => return Ok(ControlFlow::Break(())),
-                Ok(Outcome::Done(trajectory)) => checked(trajectory),
-                Err(error) => Err(error.to_string()),
-            };
-            if let Err(why) = &result {
-                tracing::warn!(attack = name, case = case.id, why, "an attack failed");
+            let results = attacked(attack, subject, group, &mut watch_steps);
+            let seconds = begin.elapsed().as_secs_f64() / group.len() as f64;
+            for (case, result) in group.iter().zip(results) {
+                let result = match result {
+                    Ok(Outcome::Stopped) => return Ok(ControlFlow::Break(())),
+                    Ok(Outcome::Done(trajectory)) => checked(trajectory),
+                    Err(why) => Err(why),
+                };
+                if let Err(why) = &result {
+                    tracing::warn!(attack = name, case = case.id, why, "an attack failed");
+                }
+                let (attack, settings, access) = (name.clone(), settings.clone(), attack.access());
+                self.write(Line::Attack(AttackRecord {
+                    attack,
+                    settings,
+                    access,
+                    case: case.clone(),
+                    seconds,
+                    result,
+                }))?;
             }
-            let record = AttackRecord {
-                attack: name.clone(),
-                settings: settings.clone(),
-                access: attack.access(),
-                case: case.clone(),
-                seconds: begin.elapsed().as_secs_f64(),
-                result,
-            };
-            self.write(Line::Attack(record))?;
+            done += group.len();
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -363,6 +368,28 @@ fn checked(trajectory: Trajectory) -> std::result::Result<Trajectory, String> {
         return Err("a loss is not a finite number".into());
     }
     Ok(trajectory)
+}
+
+/// Cases together; if that fails by halves, so that only those fail that must, and what is too large for the memory is
+/// tried smaller.
+fn attacked(
+    attack: &mut dyn PromptAttack,
+    subject: &Subject,
+    cases: &[Case],
+    watch: &mut Watch,
+) -> Vec<std::result::Result<Outcome, String>> {
+    match attack.attack_together(subject, cases, watch) {
+        Ok(outcomes) if outcomes.len() == cases.len() => outcomes.into_iter().map(Ok).collect(),
+        Ok(outcomes) => {
+            let why = format!("the attack was run on {} cases and returned {} outcomes", cases.len(), outcomes.len());
+            vec![Err(why); cases.len()]
+        }
+        Err(error) if cases.len() == 1 => vec![Err(error.to_string())],
+        Err(_) => {
+            let halves = cases.chunks(cases.len().div_ceil(2));
+            halves.flat_map(|half| attacked(attack, subject, half, watch)).collect()
+        }
+    }
 }
 
 /// Items together; if that fails one by one, so that only those fail that must.
