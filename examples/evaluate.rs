@@ -11,8 +11,8 @@
 //! Without a model it hardens the toy of `advipo_gemma`, if that has not been done, and evaluates it before and after.
 //! PAIR's attacker is then the toy itself, which cannot write such prompts: that only shows that everything works.
 //!
-//! Ctrl-C stops between two steps, with a report of what there is and exit code 130; the same command goes on from
-//! there.
+//! Ctrl-C stops between two steps of a search, and else when the cases in work are done, with a report of what there is and
+//! exit code 130; the same command goes on from there.
 
 mod support;
 

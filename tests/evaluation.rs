@@ -220,6 +220,23 @@ fn attacked_together(cases: &[&str], outcomes: fn(&[Case]) -> Vec<Outcome>) -> (
 }
 
 #[test]
+fn by_default_cases_are_attacked_one_after_another_up_to_the_first_that_is_stopped() {
+    let mut attack = scripted("one", ["a", "b", "c"].map(|id| (id, Ok(vec![(0, "no")]))).into());
+    let cases = attack.cases();
+    with_subject(|subject| {
+        assert_eq!(attack.at_once(subject), 1);
+        let mut seen = 0;
+        let mut second = |_, _| {
+            seen += 1;
+            if seen > 1 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        };
+        let outcomes = attack.attack_together(subject, &cases, &mut second).unwrap();
+        assert!(matches!(outcomes[..], [Outcome::Done(_), Outcome::Stopped, Outcome::Stopped]));
+        assert_eq!((attack.calls.get(), seen), (1, 2));
+    });
+}
+
+#[test]
 fn a_case_that_fails_takes_no_other_with_it() {
     let (groups, tried, why) =
         attacked_together(&["a", "b", "bad", "c", "d", "bad too"], |cases| cases.iter().map(one_attempt).collect());

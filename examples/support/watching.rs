@@ -9,7 +9,8 @@ use std::{
 use advtrain::EvaluationProgress;
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// Shows where an evaluation stands, and stops it once a flag is raised. Where there is no terminal, it logs every case.
+/// Shows where an evaluation stands, and stops it once a flag is raised. Where there is no terminal, it logs
+/// what is begun.
 pub struct Bar<'a> {
     bar: ProgressBar,
     model: String,

@@ -79,9 +79,10 @@ impl Direct {
         &target[..end]
     }
 
-    /// How the answers of one stream are made.
-    fn generation(&self, subject: &Subject, stream: usize) -> Generation {
+    /// How the answers of one stream are made, each of which has at least so many tokens already.
+    fn generation(&self, subject: &Subject, stream: usize, given: usize) -> Generation {
         let mut generation = subject.generation().clone();
+        generation.max_new_tokens = left(subject, given);
         if stream > 0 {
             let drawn = generation.sampling.unwrap_or_default();
             let (temperature, seed) = (self.settings.temperature, self.settings.seed);
@@ -107,6 +108,11 @@ impl Direct {
     }
 }
 
+/// How many tokens may follow those that were given.
+fn left(subject: &Subject, given: usize) -> usize {
+    subject.generation().max_new_tokens.saturating_sub(given).max(1)
+}
+
 /// A prompt, and how many of its last tokens are the answer's.
 struct Asked {
     prompt: Tokens,
@@ -117,7 +123,7 @@ impl Asked {
     /// The whole answer: decoded as one text, since some decoders drop the space before the first word of what they are
     /// given. The words given are among its tokens, so that as many of those said are too many.
     fn answer(&self, subject: &Subject, mut said: Vec<i64>) -> Result<String> {
-        said.truncate(subject.generation().max_new_tokens.saturating_sub(self.given).max(1));
+        said.truncate(left(subject, self.given));
         let mut ids = self.prompt.ids()[self.prompt.len() - self.given..].to_vec();
         ids.append(&mut said);
         let text = subject.format().tokenizer().decode(&ids, true)?;
@@ -152,6 +158,7 @@ impl PromptAttack for Direct {
         let begin = Instant::now();
         let (model, samples) = (subject.model(), self.settings.samples);
         let asked = cases.iter().map(|case| self.asked(subject, case)).collect::<Result<Vec<_>>>()?;
+        let given = asked.iter().map(|one| one.given).min().unwrap_or(0);
         let mut attempts = vec![Vec::with_capacity(samples); cases.len()];
         for stream in 0..samples {
             if watch(stream, samples).is_break() {
@@ -161,7 +168,7 @@ impl PromptAttack for Direct {
             let examples =
                 rows.map(|(case, one)| Example::new(format!("{}/{stream}", case.id), one.prompt.clone(), Vec::new()));
             let batch = Batch::new(examples.collect::<Result<_>>()?, model.device())?;
-            let said = model.generate(&batch, None, &self.generation(subject, stream))?;
+            let said = model.generate(&batch, None, &self.generation(subject, stream, given))?;
             for (((case, one), said), attempts) in cases.iter().zip(&asked).zip(said).zip(&mut attempts) {
                 let (messages, answer) = (case.messages.clone(), one.answer(subject, said)?);
                 attempts.push(Attempt { step: 0, stream, messages, loss: None, answer });

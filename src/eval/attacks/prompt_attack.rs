@@ -29,18 +29,27 @@ pub trait PromptAttack {
     /// Whatever the attack meets.
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome>;
 
-    /// How many cases [`PromptAttack::attack_together`] should get at once. Those that are stopped before the last of them is
-    /// done are lost together.
+    /// How many cases [`PromptAttack::attack_together`] gets at once; more than one only where it is implemented.
     fn at_once(&self, _subject: &Subject) -> usize {
         1
     }
 
-    /// Attacks several cases, with an outcome for each, in order: one after another, unless the attack has a faster way.
+    /// Attacks several cases, with an outcome for each, in order: by [`PromptAttack::attack`] one after another up to the
+    /// first that is stopped, unless the attack has a faster way. An evaluation calls this one.
     ///
     /// # Errors
-    /// Whatever the attack meets on one of them: then they are to be tried in smaller groups.
+    /// Whatever the attack meets on one of them. An evaluation then tries their halves, all cases anew.
     fn attack_together(&mut self, subject: &Subject, cases: &[Case], watch: &mut Watch) -> Result<Vec<Outcome>> {
-        cases.iter().map(|case| self.attack(subject, case, watch)).collect()
+        let mut stopped = false;
+        let mut outcome = |case| {
+            if !stopped {
+                let outcome = self.attack(subject, case, watch)?;
+                stopped = outcome == Outcome::Stopped;
+                return Ok(outcome);
+            }
+            Ok(Outcome::Stopped)
+        };
+        cases.iter().map(&mut outcome).collect()
     }
 }
 
@@ -114,7 +123,7 @@ pub struct Cost {
     pub answers: usize,
     /// Replies of helping models, and verdicts of the judge that PAIR's attacker is told.
     pub replies: usize,
-    /// Wall-clock time.
+    /// Wall-clock time; of cases attacked together an equal share.
     pub seconds: f64,
 }
 

@@ -30,7 +30,8 @@ pub struct EvaluationProgress<'a> {
     pub done: usize,
     /// In all.
     pub of: usize,
-    /// Of the case in work: steps done, and in all.
+    /// Of the case in work, or the cases together: steps done, and in all. They begin again where a group failed and its
+    /// halves are tried.
     pub step: (usize, usize),
 }
 
@@ -171,7 +172,8 @@ impl Evaluation {
         if self.plans().contains(&plan) { Ok(()) } else { self.write(Line::Plan(plan)) }
     }
 
-    /// Attacks the cases that this attack has no record of. A case whose attack fails has a record that says why.
+    /// Attacks the cases that this attack has no record of, as many together as it takes ([`PromptAttack::at_once`]). Where a
+    /// group fails its halves are tried; a case that fails alone has a record that says why.
     ///
     /// # Errors
     /// As [`Evaluation::plan_attack`]; if a record cannot be written.
@@ -385,7 +387,8 @@ fn attacked(
             vec![Err(why); cases.len()]
         }
         Err(error) if cases.len() == 1 => vec![Err(error.to_string())],
-        Err(_) => {
+        Err(error) => {
+            tracing::debug!(cases = cases.len(), %error, "cases attacked together failed; trying their halves");
             let halves = cases.chunks(cases.len().div_ceil(2));
             halves.flat_map(|half| attacked(attack, subject, half, watch)).collect()
         }

@@ -22,7 +22,7 @@ pub struct AttackRecord {
     pub access: Access,
     /// What was attacked.
     pub case: Case,
-    /// Wall-clock time, of an attack that failed too.
+    /// Wall-clock time, of an attack that failed too: of cases that were attacked together an equal share.
     pub seconds: f64,
     /// What came of it, or why nothing did.
     pub result: std::result::Result<Trajectory, String>,
