@@ -345,12 +345,12 @@ fn cases_are_attacked_together_as_each_alone() {
     let around = AttackSettings { start: Start::Uniform, restarts: 2, iterate: Iterate::Best, ..Default::default() };
     let embedding = |suffix| {
         let settings = continuous(true, suffix);
-        let attack = Pgd { steps: 5, ..Pgd::measuring(settings.attack.threat.clone()) };
+        let attack = Pgd { steps: 2, ..Pgd::measuring(settings.attack.threat.clone()) };
         Box::new(Continuous::new(ContinuousSettings { attack, around: around.clone(), ..settings }).unwrap())
     };
     let direct = |settings| Box::new(Direct::new(settings).unwrap());
     let attacks: [Box<dyn PromptAttack>; 4] = [
-        direct(DirectSettings { samples: 3, ..Default::default() }),
+        direct(DirectSettings { samples: 2, ..Default::default() }),
         direct(DirectSettings { prefill: 4, samples: 2, ..Default::default() }),
         embedding(None),
         embedding(Some(" a a")),
