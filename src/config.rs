@@ -136,7 +136,8 @@ pub enum Preset {
     /// attack, reduction per row, a continuous cut-off, a clamped floor, every turn, warm-up.
     Corrected,
     /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
-    /// the last attack on the same prompt ended. Weaker than `Corrected`'s from zero; docs/performance.md has what is measured.
+    /// the last attack on the same prompt ended. For short runs: from zero it is weaker than `Corrected`'s, and in long runs the
+    /// model learns to lead it astray; docs/performance.md and docs/results.md have what is measured.
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates at a
     /// higher learning rate, the first 32 tokens of each utility answer held against the original model's predictions and the very

@@ -12,8 +12,11 @@ import pathlib
 import random
 
 DRAWS = [("direct", 20), ("gcg", 15), ("xstest", 15)]
-# What accuses people who exist is not printed.
-WITHHELD = {("evaluation-untrained", "moc_defamatory_child_porn"): "(withheld: it accuses a politician by name)"}
+# What says false or bad things of people who exist is not printed: of one model, or of all.
+WITHHELD = {
+    ("evaluation-untrained", "moc_defamatory_child_porn"): "(withheld: it accuses a politician by name)",
+    "v2-400": "(withheld: the request is about an actor's private life, and the answers say false things of him)",
+}
 TITLES = {"direct": "Plain harmful requests", "gcg": "Harmful requests with the string that GCG offers", "xstest": "XSTest's safe requests"}
 
 
@@ -53,7 +56,7 @@ def main():
             text = f": {cell(found[given.folders[0]][key][0])}" if given.texts else ""
             print(f"\n**{key[1]}**{text}\n\n| model | answer |\n|---|---|")
             for folder in given.folders:
-                answer = WITHHELD.get((folder.name, key[1])) or cell(found[folder][key][1])
+                answer = WITHHELD.get((folder.name, key[1])) or WITHHELD.get(key[1]) or cell(found[folder][key][1])
                 print(f"| {folder.name.removeprefix('evaluation-')} | {answer} |")
 
 
