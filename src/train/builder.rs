@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use tch::Kind;
 
 use super::{
+    attack_watch::AttackWatch,
     checkpoint::CheckpointStore,
     data::{Reference, TrainingData},
     identity::{self, Identity},
@@ -158,7 +159,7 @@ impl<M: TrainableLm> TrainerBuilder<M> {
             sampler,
             optimizer,
             reference,
-            observers: Vec::new(),
+            observers: vec![Box::new(AttackWatch::default())],
             update: 0,
         })
     }

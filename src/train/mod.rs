@@ -1,5 +1,6 @@
 //! The training loop and what belongs to it.
 
+mod attack_watch;
 mod builder;
 mod card;
 mod checkpoint;
