@@ -109,10 +109,16 @@ before() { evaluate untrained; }
 # Beside the untrained model, so that the report says in what the two were not treated alike.
 after() { evaluate "$1" --adapter "$runs/$1/adapter" --with "$runs/evaluation-untrained"; }
 
+# An evaluation that was stopped has a report too, of what there is.
+evaluated() {
+    [ -e "$1/report.json" ] &&
+        awk '/"planned":/ { planned = $2 + 0 } /"done":/ && $2 + 0 < planned { part = 1 } END { exit part }' "$1/report.json"
+}
+
 # Of what has come to its end. The records of an evaluation hold the behaviours' own texts, which are others', and stay.
 publish() {
     for folder in "$runs"/*/; do
-        finished "$folder" || [ -e "$folder/report.json" ] || continue
+        finished "$folder" || evaluated "$folder" || continue
         kept=docs/records/$(basename "$folder")
         rm -rf "$kept"
         mkdir -p "$kept"
