@@ -646,7 +646,7 @@ fn a_log_likelihood_that_is_no_number_is_an_error() {
 }
 
 #[test]
-fn questions_are_measured_one_by_one_where_one_fails_and_gone_on_with() {
+fn questions_are_measured_apart_where_one_fails_and_gone_on_with() {
     let folder = tempfile::tempdir().unwrap();
     with_subject(|subject| {
         let form = QuestionForm::Letters { subject: "tests".into(), examples: vec![question("solved", 1)] };

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
+    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch, attack_alone},
     requirements::{can_be_asked, has_a_target},
 };
 use crate::{
@@ -111,15 +111,15 @@ impl Continuous {
         Ok((prompt, place.messages(suffix)))
     }
 
-    /// What is attacked of a case.
-    fn asked(&self, subject: &Subject, case: &Case) -> Result<Asked> {
+    /// What is attacked of a case: a prompt with its target, and the conversation that it is of.
+    fn asked(&self, subject: &Subject, case: &Case) -> Result<(Example, Vec<Message>)> {
         has_a_target(case)?;
         can_be_asked(subject, case)?;
         let (prompt, messages) = self.prompt(subject, case)?;
         subject.check(&messages)?;
         let tokens = subject.format().opening(&messages, &case.target)?.continuation;
         let target = Continuation { kind: ContinuationKind::Harmful, tokens };
-        Ok(Asked { example: Example::new(&case.id, prompt, vec![target])?, messages })
+        Ok((Example::new(&case.id, prompt, vec![target])?, messages))
     }
 
     fn measurement(&self, subject: &Subject, rows: usize) -> Measurement {
@@ -131,12 +131,6 @@ impl Continuous {
             keep_perturbations: false,
         }
     }
-}
-
-/// A prompt with its target, and the conversation that it is of.
-struct Asked {
-    example: Example,
-    messages: Vec<Message>,
 }
 
 /// Passes of a measurement outside the attack: the losses without perturbation, and those under the one found.
@@ -156,8 +150,7 @@ impl PromptAttack for Continuous {
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
-        let outcomes = self.attack_together(subject, std::slice::from_ref(case), watch)?;
-        outcomes.into_iter().next().ok_or_else(|| Error::mismatch("attacked rows", 1, 0))
+        attack_alone(self, subject, case, watch)
     }
 
     fn at_once(&self, subject: &Subject) -> usize {
@@ -169,8 +162,8 @@ impl PromptAttack for Continuous {
         if watch(0, 1).is_break() {
             return Ok(vec![Outcome::Stopped; cases.len()]);
         }
-        let asked = cases.iter().map(|case| self.asked(subject, case)).collect::<Result<Vec<_>>>()?;
-        let examples: Vec<Example> = asked.iter().map(|one| one.example.clone()).collect();
+        let asked = cases.iter().map(|case| self.asked(subject, case));
+        let (examples, conversations): (Vec<_>, Vec<_>) = asked.collect::<Result<_>>()?;
         let mut attack = self.settings.attack.clone();
         let found = attack_examples(subject.model(), &examples, &mut attack, &self.measurement(subject, cases.len()))?;
         if found.rows.len() != cases.len() {
@@ -185,7 +178,7 @@ impl PromptAttack for Continuous {
             seconds: begin.elapsed().as_secs_f64() / cases.len() as f64,
             ..Cost::default()
         };
-        let outcome = |(Asked { example, messages }, row): (Asked, AttackedRow)| {
+        let outcome = |((example, messages), row): ((&Example, Vec<Message>), AttackedRow)| {
             let answer = subject.format().tokenizer().decode(&row.answer, true)?;
             let losses = vec![row.clean_loss(), row.attacked_loss()];
             let attempt =
@@ -193,6 +186,6 @@ impl PromptAttack for Continuous {
             let cost = Cost { tokens: forward_passes * example.len(), ..cost };
             Ok(Outcome::Done(Trajectory { attempts: vec![attempt], offered: 0, losses, cost }))
         };
-        asked.into_iter().zip(found.rows).map(outcome).collect()
+        examples.iter().zip(conversations).zip(found.rows).map(outcome).collect()
     }
 }

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::{
-    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch},
+    prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch, attack_alone},
     requirements::{can_be_asked, has_a_target},
 };
 use crate::{Batch, Case, Error, Example, Generation, Result, Sampling, Subject, Tokens};
@@ -146,8 +146,7 @@ impl PromptAttack for Direct {
     }
 
     fn attack(&mut self, subject: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {
-        let outcomes = self.attack_together(subject, std::slice::from_ref(case), watch)?;
-        outcomes.into_iter().next().ok_or_else(|| Error::mismatch("outcomes of an attack", 1, 0))
+        attack_alone(self, subject, case, watch)
     }
 
     fn at_once(&self, subject: &Subject) -> usize {

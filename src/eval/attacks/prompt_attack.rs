@@ -5,7 +5,7 @@ use std::{ops::ControlFlow, time::Instant};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::{Case, Message, Result, SearchCost, Subject};
+use crate::{Case, Error, Message, Result, SearchCost, Subject};
 
 /// Tries to make a model do what one case asks for.
 ///
@@ -40,17 +40,27 @@ pub trait PromptAttack {
     /// # Errors
     /// Whatever the attack meets on one of them. An evaluation then tries their halves, all cases anew.
     fn attack_together(&mut self, subject: &Subject, cases: &[Case], watch: &mut Watch) -> Result<Vec<Outcome>> {
-        let mut stopped = false;
-        let mut outcome = |case| {
-            if !stopped {
-                let outcome = self.attack(subject, case, watch)?;
-                stopped = outcome == Outcome::Stopped;
-                return Ok(outcome);
-            }
-            Ok(Outcome::Stopped)
-        };
-        cases.iter().map(&mut outcome).collect()
+        let mut outcomes = Vec::with_capacity(cases.len());
+        for case in cases {
+            let stopped = outcomes.last() == Some(&Outcome::Stopped);
+            outcomes.push(if stopped { Outcome::Stopped } else { self.attack(subject, case, watch)? });
+        }
+        Ok(outcomes)
     }
+}
+
+/// One case, by an attack that is written for several.
+///
+/// # Errors
+/// Whatever the attack meets, or if it returns no outcome.
+pub(super) fn attack_alone(
+    attack: &mut impl PromptAttack,
+    subject: &Subject,
+    case: &Case,
+    watch: &mut Watch,
+) -> Result<Outcome> {
+    let outcomes = attack.attack_together(subject, std::slice::from_ref(case), watch)?;
+    outcomes.into_iter().next().ok_or_else(|| Error::mismatch("outcomes of an attack", 1, 0))
 }
 
 /// What an attacker must be able to touch. A report tells attacks by text apart from those that need more.

@@ -372,30 +372,41 @@ fn checked(trajectory: Trajectory) -> std::result::Result<Trajectory, String> {
     Ok(trajectory)
 }
 
-/// Cases together; if that fails by halves, so that only those fail that must, and what is too large for the memory is
+/// Runs things together; if that fails by halves, so that only those fail that must, and what is too large for the memory is
 /// tried smaller.
+fn by_halves<T, R>(
+    things: &[T],
+    run: &mut dyn FnMut(&[T]) -> Result<Vec<R>>,
+    failed: &dyn Fn(&T, String) -> R,
+) -> Vec<R> {
+    match (run(things), things) {
+        (Ok(results), _) => results,
+        (Err(error), [only]) => vec![failed(only, error.to_string())],
+        (Err(error), _) => {
+            tracing::debug!(together = things.len(), %error, "failed together; trying halves");
+            let halves = things.chunks(things.len().div_ceil(2).max(1));
+            halves.flat_map(|half| by_halves(half, run, failed)).collect()
+        }
+    }
+}
+
 fn attacked(
     attack: &mut dyn PromptAttack,
     subject: &Subject,
     cases: &[Case],
     watch: &mut Watch,
 ) -> Vec<std::result::Result<Outcome, String>> {
-    match attack.attack_together(subject, cases, watch) {
-        Ok(outcomes) if outcomes.len() == cases.len() => outcomes.into_iter().map(Ok).collect(),
-        Ok(outcomes) => {
-            let why = format!("the attack was run on {} cases and returned {} outcomes", cases.len(), outcomes.len());
-            vec![Err(why); cases.len()]
+    let mut run = |cases: &[Case]| {
+        let outcomes = attack.attack_together(subject, cases, watch)?;
+        if outcomes.len() == cases.len() {
+            return Ok(outcomes.into_iter().map(Ok).collect());
         }
-        Err(error) if cases.len() == 1 => vec![Err(error.to_string())],
-        Err(error) => {
-            tracing::debug!(cases = cases.len(), %error, "cases attacked together failed; trying their halves");
-            let halves = cases.chunks(cases.len().div_ceil(2));
-            halves.flat_map(|half| attacked(attack, subject, half, watch)).collect()
-        }
-    }
+        let why = format!("the attack was run on {} cases and returned {} outcomes", cases.len(), outcomes.len());
+        Ok(vec![Err(why); cases.len()])
+    };
+    by_halves(cases, &mut run, &|_, why| Err(why))
 }
 
-/// Items together; if that fails one by one, so that only those fail that must.
 fn measured(
     task: &mut dyn UtilityTask,
     subject: &Subject,
@@ -403,18 +414,16 @@ fn measured(
     ids: &[String],
 ) -> Vec<std::result::Result<ItemRecord, (String, String)>> {
     let failed = |item: &usize, why: String| Err((ids[*item].clone(), why));
-    match task.measure(subject, items) {
-        Ok(found) if found.iter().map(|one| &one.id).eq(items.iter().map(|item| &ids[*item])) => {
-            found.into_iter().map(finite).collect()
+    let mut run = |items: &[usize]| {
+        let found = task.measure(subject, items)?;
+        if found.iter().map(|one| &one.id).eq(items.iter().map(|item| &ids[*item])) {
+            return Ok(found.into_iter().map(finite).collect());
         }
-        Ok(found) => {
-            let found: Vec<String> = found.into_iter().map(|one| one.id).collect();
-            let why = format!("the task was asked for {} items in their order and returned {found:?}", items.len());
-            items.iter().map(|item| failed(item, why.clone())).collect()
-        }
-        Err(error) if items.len() == 1 => vec![failed(&items[0], error.to_string())],
-        Err(_) => items.iter().flat_map(|item| measured(task, subject, &[*item], ids)).collect(),
-    }
+        let found: Vec<String> = found.into_iter().map(|one| one.id).collect();
+        let why = format!("the task was asked for {} items in their order and returned {found:?}", items.len());
+        Ok(items.iter().map(|item| failed(item, why.clone())).collect())
+    };
+    by_halves(items, &mut run, &failed)
 }
 
 /// JSON has no other numbers.

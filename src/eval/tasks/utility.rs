@@ -30,7 +30,7 @@ pub trait UtilityTask {
     /// What is found for some items, in their order.
     ///
     /// # Errors
-    /// Whatever the task meets; the items are then measured one by one.
+    /// Whatever the task meets; an evaluation then measures their halves, all items anew.
     fn measure(&mut self, subject: &Subject, items: &[usize]) -> Result<Vec<ItemRecord>>;
 }
 
