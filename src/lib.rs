@@ -44,10 +44,10 @@
 //!     .attack(Pgd::default(), AttackSettings::default())
 //!     .robust(AdvIpoLoss::default())
 //!     .data(TrainingData { robust: vec![row], utility: Vec::new() })
-//!     .settings(TrainSettings { epochs: 2, batch_size: 1, ..TrainSettings::default() })
+//!     .settings(TrainSettings { epochs: 20, batch_size: 1, ..TrainSettings::default() })
 //!     .build()?;
-//! let metrics = trainer.step()?;
-//! assert_eq!(metrics.attack.unwrap().backward_passes, 10);
+//! let losses = (0..20).map(|_| Ok(trainer.step()?.loss)).collect::<advtrain::Result<Vec<f64>>>()?;
+//! assert!(losses[19] < losses[0]);
 //! # Ok::<(), advtrain::Error>(())
 //! ```
 //!
@@ -59,7 +59,7 @@
 //! # Shapes
 //!
 //! Batches are packed: every per-token tensor is `[tokens, …]` without padding, and a [`Layout`] says where each token
-//! stands. Perturbations, losses, adapters and the optimiser's state are float32 whatever the model computes in.
+//! stands. Perturbations, losses, adapters and the optimiser's state are float32, or float64 where the model computes in that.
 //!
 //! # Errors and panics
 //!

@@ -820,6 +820,17 @@ fn models_that_were_not_evaluated_alike_are_marked() {
         let longer = Generation { max_new_tokens: 9, ..generation() };
         let other = Setup { generation: longer, ..setup(subject) };
         let other = evaluated("other", other, one()[..1].to_vec(), json!({"steps": 9}));
+        // Rates over all attacks would be over other ones.
+        let mut more = evaluated("more", setup(subject), one(), Value::Null);
+        let mut attack = scripted("two", one());
+        let cases = attack.cases();
+        assert!(more.attack(&mut attack, subject, &cases, &mut go_on).unwrap().is_continue());
+        let alone = |model| format!("the attack \"two\" was made on more and not on {model}");
+        assert_eq!(Report::new(&[first, more]).differences, [alone("first")]);
+        let first = Evaluation::read(folder.path().join("first")).unwrap();
+        let more = Evaluation::read(folder.path().join("more")).unwrap();
+        assert_eq!(Report::new(&[more, same]).differences, [alone("same")]);
+        let same = Evaluation::read(folder.path().join("same")).unwrap();
         let found = Report::new(&[first, same, other]);
         let differences = found.differences.join("\n");
         assert!(!differences.contains("same,") && !differences.contains("in same"), "{differences}");

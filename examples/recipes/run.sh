@@ -11,7 +11,7 @@
 #     MODEL       the model's folder (`make .real/ready` writes it)
 #     BEHAVIORS   adv_training_behaviors.csv with adv_training_targets.json, adv_training_behaviors_safe_responses.csv,
 #                 harmbench_behaviors_text_val.csv and adv_training_val_targets.json beside it
-#     SEED_TASKS  Self-Instruct's seed tasks as UltraChat-form JSONL
+#     SEED_TASKS  Self-Instruct's seed tasks as seed_tasks.py writes them
 #     XSTEST      xstest_v2_prompts.csv
 #     ARC         ARC-Easy-Test.jsonl, if at hand
 #     ATTACKS     those to evaluate with: direct,prefill,embedding,autodan,gcg

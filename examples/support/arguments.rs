@@ -6,7 +6,7 @@ use std::{
 };
 
 use advtrain::{Algorithm, Dtype, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
@@ -22,8 +22,8 @@ pub struct Arguments {
     /// A run's TOML file, in place of a preset
     #[arg(long, conflicts_with_all = ["preset", "family"])]
     pub config: Option<PathBuf>,
-    /// Whose choices: the authors' implementation's, what this crate holds to be right, the same with a
-    /// cheaper attack, or that for small models on a CPU
+    /// Whose choices: the authors' implementation's, what this crate holds to be right (the default), the same with a
+    /// cheaper attack, or those for small models on a CPU. The toy takes attack, data and utility term of them alone
     #[arg(long, value_enum)]
     pub preset: Option<PresetName>,
     /// The paper's model that gives epsilon; without, one of the folder's model type
@@ -53,7 +53,7 @@ pub struct Arguments {
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     pub device: String,
-    /// auto, float32, bfloat16 or float16, in place of the preset's
+    /// auto, float32 or bfloat16, in place of the preset's
     #[arg(long)]
     pub dtype: Option<Dtype>,
     /// Where the run goes; a run that was stopped there goes on
@@ -71,7 +71,7 @@ pub struct Arguments {
     /// A run of seconds that only shows that everything works
     #[arg(long)]
     pub quick: bool,
-    /// Print the run's configuration as TOML and end
+    /// Print the run's configuration as TOML and end; without --model the toy's
     #[arg(long)]
     pub print_config: bool,
 }
@@ -184,6 +184,7 @@ impl Arguments {
         config.train.seed = self.seed.unwrap_or(config.train.seed);
         config.train.max_updates = self.updates.or(config.train.max_updates);
         config.validate()?;
+        ensure!(config.model.dtype != Dtype::Float16, "dtype float16: one of auto, float32 and bfloat16 is trained in");
         if let Some(share) = self.measured_epsilon {
             let threat = ThreatModel { radius: Radius::Relative(share), ..ThreatModel::default() };
             threat.validate().context("--measured-epsilon")?;

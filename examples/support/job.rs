@@ -93,6 +93,9 @@ struct Inputs {
 pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let mut config = arguments.config(plan.algorithm, plan.toy)?;
     if arguments.print_config {
+        if arguments.model.is_none() && arguments.config.is_none() {
+            eprintln!("these are the toy's settings; with --model they are those for that model");
+        }
         print!("{}", config.to_toml()?);
         return Ok(Finish::Completed);
     }

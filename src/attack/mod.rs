@@ -28,7 +28,7 @@ pub use search::{
 };
 pub use start::Start;
 pub use threat::{Norm, Radius, Region, ThreatModel};
-pub use warm::WarmStarts;
+pub(crate) use warm::WarmStarts;
 
 use crate::{Batch, CausalLm, Perturbation, Result};
 

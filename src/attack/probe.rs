@@ -140,7 +140,8 @@ impl<'a> Probe<'a> {
         })
     }
 
-    /// The start that the framework was told to use, in the threat set: zero, random, or last epoch's.
+    /// The start that the framework was told to use, in the threat set: zero, random, or where the last attack on
+    /// the same prompt ended.
     ///
     /// # Errors
     /// If libtorch fails.

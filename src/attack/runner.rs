@@ -14,7 +14,7 @@ pub enum Iterate {
     /// The last one (the paper's).
     #[default]
     Last,
-    /// For each row the one with the lowest objective; costs one forward pass more.
+    /// For each row the one with the lowest objective; costs one forward pass more for each restart.
     Best,
 }
 
@@ -32,7 +32,7 @@ pub enum Iterate {
 pub struct AttackSettings {
     /// Where each restart begins.
     pub start: Start,
-    /// How often the attack is run; the best result of each row is kept.
+    /// How often the attack is run; the best result of each row is kept. Several cost one forward pass more each, to compare.
     pub restarts: usize,
     /// Which iterate counts.
     pub iterate: Iterate,

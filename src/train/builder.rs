@@ -121,6 +121,12 @@ impl<M: TrainableLm> TrainerBuilder<M> {
         })?;
         let planned = settings.epochs.saturating_mul(sampler.updates_per_epoch() as usize);
         let updates_total = settings.max_updates.map_or(planned, |most| most.min(planned));
+        if (0..updates_total).all(|update| settings.schedule.factor(update, updates_total) == 0.0) {
+            tracing::warn!(
+                updates_total,
+                "the run is so short that it is over in the warm-up, at a learning rate of 0"
+            );
+        }
         let attack = match self.attack {
             Some((attack, around)) => Some(Attacking::new(attack, around, self.objective, &self.model)?),
             None => None,

@@ -32,8 +32,8 @@ pub struct TrainSettings {
     pub max_updates: Option<usize>,
     /// Rows of an update.
     pub batch_size: usize,
-    /// Rows that are computed together: what memory allows. With [`Reduction::PerRow`] and without dropout the result does
-    /// not depend on it but for rounding, which an attack that follows signs makes larger.
+    /// Rows that are computed together: what memory allows. With [`Reduction::PerRow`], without dropout and without warm
+    /// starts the result does not depend on it but for rounding, which an attack that follows signs makes larger.
     pub micro_batch_size: usize,
     /// Share of an update's rows that are utility rows.
     pub utility_share: f64,

@@ -28,7 +28,8 @@ use crate::{CausalLm, Error, ErrorKind, Result, tensor};
 pub struct FoundString {
     /// The tokens.
     pub ids: Vec<i64>,
-    /// What the search drives down, the mean over the conversations.
+    /// What the search drives down, the mean over the conversations: by [`SearchLoss`] nats per token of the target, or
+    /// their mellowmax.
     pub loss: f64,
 }
 

@@ -97,7 +97,8 @@ pub struct Trajectory {
     pub attempts: Vec<Attempt>,
     /// Which of them the attack offers in the end, having seen no verdict of the evaluation's judges.
     pub offered: usize,
-    /// What the attack drove down, if it is one number: after each of its steps, or before and after all of them.
+    /// What the attack drove down, if it is one number: after each of its steps, or before and after all of them. Of the
+    /// attacks here in nats per token of the target.
     pub losses: Vec<f64>,
     /// What it cost.
     pub cost: Cost,
@@ -112,7 +113,7 @@ pub struct Attempt {
     pub stream: usize,
     /// What the model was asked.
     pub messages: Vec<Message>,
-    /// What the attack drives down, here.
+    /// What the attack drives down, here; in the units of [`Trajectory::losses`].
     pub loss: Option<f64>,
     /// What the model said.
     pub answer: String,

@@ -305,11 +305,12 @@ impl Evaluation {
         let path = self.folder.join(RECORDS);
         let Some(journal) = &mut self.journal else { return Err(read_only(&self.folder)) };
         let text = line.text(&path)?;
-        self.records.hold(line).map_err(|why| Error::file(&path, why))?;
-        if let Err(error) = journal.file.write_all(text.as_bytes()) {
+        // In the file first: a record that is in memory alone could get verdicts in the file, which then nothing reads.
+        let written = journal.file.write_all(text.as_bytes()).map_err(|error| Error::io(&path, error));
+        if let Err(error) = written.and_then(|()| self.records.hold(line).map_err(|why| Error::file(&path, why))) {
             // Half a line would make one with the next.
             let _ = journal.file.set_len(journal.length);
-            return Err(Error::io(&path, error));
+            return Err(error);
         }
         journal.length += text.len() as u64;
         Ok(())
@@ -452,4 +453,36 @@ fn check_same(path: &Path, was: &Setup, is: &Setup) -> Result<()> {
     }
     let message = format!("the folder holds another evaluation: {}; choose another folder", differing.join("; "));
     Err(Error::file(path, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Else a judge of this process could put a verdict on it into the file, and no later one could read that.
+    #[test]
+    fn what_could_not_be_written_is_not_held_either() {
+        let folder = tempfile::tempdir().unwrap();
+        let setup = json!({
+            "model": "", "weights": "", "adapter": null, "template": "", "rendered": "", "date": null, "dtype": "float32",
+            "generation": {"max_new_tokens": 1, "end_ids": [], "sampling": null}, "version": "", "libtorch": "",
+            "device": "cpu", "rows": 1,
+            "inputs": {"settings": "", "files": [], "category": null, "cases": 1, "left_out": {}, "notes": []}
+        });
+        let mut evaluation = Evaluation::open(folder.path(), serde_json::from_value(setup).unwrap()).unwrap();
+        let record = json!({
+            "attack": "one", "settings": null, "access": "text", "seconds": 0.0, "result": {"Ok": Trajectory::default()},
+            "case": {"id": "a", "behavior": "", "context": null, "target": "", "messages": []}
+        });
+        let line = || Line::Attack(serde_json::from_value(record.clone()).unwrap());
+        let path = folder.path().join(RECORDS);
+        let writable = std::mem::replace(&mut evaluation.journal.as_mut().unwrap().file, File::open(&path).unwrap());
+        let message = evaluation.write(line()).unwrap_err().to_string();
+        assert!(message.contains(RECORDS) && evaluation.attacks().is_empty(), "{message}");
+        evaluation.journal.as_mut().unwrap().file = writable;
+        evaluation.write(line()).unwrap();
+        // Nor is what is refused written.
+        evaluation.write(line()).unwrap_err();
+        assert_eq!(Evaluation::read(folder.path()).unwrap().attacks(), evaluation.attacks());
+    }
 }

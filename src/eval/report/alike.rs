@@ -16,7 +16,9 @@ pub(super) fn differences(evaluations: &[Evaluation]) -> Vec<String> {
 fn of_two(first: &Evaluation, other: &Evaluation) -> Vec<String> {
     let names = (first.setup().model.as_str(), other.setup().model.as_str());
     let mut found = of_setups(first, other);
-    found.extend(of_intended("attack", "cases", names, &attacks(first), &attacks(other)));
+    let (attacked, other_attacked) = (attacks(first), attacks(other));
+    found.extend(attacks_of_one(names, &attacked, &other_attacked));
+    found.extend(of_intended("attack", "cases", names, &attacked, &other_attacked));
     found.extend(of_intended("task", "items", names, &tasks(first), &tasks(other)));
     let (cases, others) = (cases(first), cases(other));
     for (id, case) in &cases {
@@ -40,6 +42,17 @@ fn of_setups(first: &Evaluation, other: &Evaluation) -> Vec<String> {
     let names = (&first.setup().model, &other.setup().model);
     let differing = fields.into_iter().filter(|field| was[*field] != is[*field]);
     differing.map(|field| format!("{field}: {} in {}, {} in {}", was[field], names.0, is[field], names.1)).collect()
+}
+
+/// Rates over all attacks are over those that a model has.
+fn attacks_of_one(names: (&str, &str), first: &[Intended], other: &[Intended]) -> Vec<String> {
+    let alone = |of: &[Intended], name, others: &[Intended], without| {
+        let missing = of.iter().filter(|one| others.iter().all(|same| same.name != one.name));
+        missing
+            .map(|one| format!("the attack {:?} was made on {name} and not on {without}", one.name))
+            .collect::<Vec<_>>()
+    };
+    [alone(first, names.0, other, names.1), alone(other, names.1, first, names.0)].concat()
 }
 
 fn of_intended(what: &str, ids: &str, names: (&str, &str), first: &[Intended], other: &[Intended]) -> Vec<String> {

@@ -165,7 +165,12 @@ fn success_per_attack(report: &Report, judge: &str) -> String {
         groups.push((name.to_string(), report.models.iter().map(of).collect()));
     }
     let everyone: Vec<Option<()>> = report.models.iter().map(|_| Some(())).collect();
-    figure(report, "success with what each attack offers in the end", &everyone, &plot::bars("success", &groups))
+    figure(
+        report,
+        "success with what each attack offers in the end, and with any attempt of any attack",
+        &everyone,
+        &plot::bars("success", &groups),
+    )
 }
 
 /// A plot of one curve per model, in the models' colours; nothing if no model has one.

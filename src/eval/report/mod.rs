@@ -50,8 +50,8 @@ pub struct AnyAttack {
     pub by_text: Tally,
     /// Of all but those without bound, which are a check and no threat.
     pub by_any: Tally,
-    /// The same over those cases alone that each of these attacks was made on, without failing: where costly attacks search
-    /// against some of the cases, what is alike for all.
+    /// The same over those cases alone that each of these attacks was made on without failing: the one to compare where costly
+    /// attacks were made on some of the cases.
     pub where_all: Tally,
 }
 
@@ -81,7 +81,8 @@ pub struct AttackReport {
     pub judges: BTreeMap<String, Success>,
     /// Cases in which the attack itself failed, and why.
     pub failed: BTreeMap<String, String>,
-    /// What the attack drove down, as [`crate::Trajectory`] has it: the mean over the cases, of one that stopped earlier its last.
+    /// What the attack drove down, as [`crate::Trajectory`] has it: the mean over the cases, of one that stopped earlier its last;
+    /// in its units.
     pub losses: Vec<f64>,
     /// Of each case; of one that failed the time alone.
     pub costs: BTreeMap<String, Cost>,

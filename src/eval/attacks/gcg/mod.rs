@@ -40,7 +40,8 @@ impl std::fmt::Debug for Gcg<'_> {
 pub struct UniversalSuffix {
     /// What follows each behaviour.
     pub suffix: String,
-    /// What the search drove down, the mean over the cases: at its start and after each step.
+    /// What the search drove down, the mean over the cases: at its start and after each step; in the units
+    /// of [`crate::FoundString::loss`].
     pub losses: Vec<f64>,
     /// Whether the search came to its end; if not, it was told to stop.
     pub completed: bool,
