@@ -170,6 +170,7 @@ RECIPES = {
     "advul-0": "C-AdvUL",
     "advipo-0": "C-AdvIPO",
     "one_step-0": "C-AdvUL with one attack step",
+    "three_passes-0": "C-AdvUL with three passes",
     "no_attack-0": "C-AdvUL without the attack",
 }
 

@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     AdvIpoLoss, AdvUlLoss, Against, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
-    Grouping, LoraConfig, Momentum, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, StepRule, StepSize,
-    SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
+    Grouping, LoraConfig, Momentum, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, Start, StepRule,
+    StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
 };
 
 /// A whole run: every setting of how model and data are read, and of adapter, attack, losses and training.
@@ -139,8 +139,9 @@ pub enum Preset {
     /// the last attack on the same prompt ended. For short runs: from zero it is weaker than `Corrected`'s, and in long runs the
     /// model learns to lead it astray; docs/performance.md and docs/results.md have what is measured.
     Fast,
-    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Fast`, 300 updates at a
-    /// higher learning rate, the first 32 tokens of each utility answer held against the original model's predictions and the very
+    /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Corrected` with the ten
+    /// steps of its attack along a momentum of the normalised gradient, from a random start; 300 updates at a higher learning rate,
+    /// the first 32 tokens of each utility answer held against the original model's predictions and the very
     /// first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a
     /// tenth and utility rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
@@ -209,7 +210,7 @@ impl RunConfig {
             Preset::Corrected => corrected,
             Preset::Published => corrected.into_published(),
             Preset::Fast => corrected.into_fast(),
-            Preset::Small => corrected.into_fast().into_small(),
+            Preset::Small => corrected.into_small(),
         }
     }
 
@@ -227,11 +228,13 @@ impl RunConfig {
         (self.data.max_tokens, self.data.utility_tokens) = (256, Some(32));
         self.lora.dropout = 0.0;
         if let Some(attack) = &mut self.attack {
-            attack.threat.radius = Radius::Relative(0.1);
+            let threat = ThreatModel { radius: Radius::Relative(0.1), ..attack.threat.clone() };
+            *attack = Pgd { steps: attack.steps, ..Pgd::measuring(threat) };
         }
+        self.attack_settings.start = Start::Uniform;
         match &mut self.loss {
             LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-3.5, 0.05),
-            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.07, 0.07),
+            LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.085, 0.085),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };
         // The length is that of `max_updates`; of a set of few rows that is several epochs.

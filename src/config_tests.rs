@@ -124,9 +124,12 @@ const CORRECTED: &[(&str, &str)] = &[
     ("train.schedule.warm_up", "0.03"),
 ];
 
-/// Where `small` differs from `fast`.
+/// Where `small` differs from `corrected`.
 const SMALL: &[(&str, &str)] = &[
+    ("attack.momentum.decay", "0.9"),
+    ("attack.rule", "\"l2\""),
     ("attack.threat.radius.relative", "0.1"),
+    ("attack_settings.start", "\"uniform\""),
     ("data.max_tokens", "256"),
     ("data.utility_tokens", "32"),
     ("lora.dropout", "0.0"),
@@ -143,7 +146,7 @@ const SMALL_ADV_UL: &[(&str, &str)] =
     &[("loss.adv_ul.away_cut_off.threshold", "-3.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] =
-    &[("loss.adv_ipo.beta", "0.07"), ("loss.adv_ipo.weight", "0.07"), ("train.utility_share", "0.875")];
+    &[("loss.adv_ipo.beta", "0.085"), ("loss.adv_ipo.weight", "0.085"), ("train.utility_share", "0.875")];
 
 /// Every field of a configuration, by its full name.
 fn fields(value: &Value, name: &str, into: &mut BTreeMap<String, String>) {
@@ -172,13 +175,13 @@ fn presets_hold_the_papers_numbers_and_differ_where_they_should() {
         (
             Algorithm::AdvUl,
             Preset::Small,
-            vec![SHARED, ADV_UL, FEW_ROOTS, CORRECTED, SMALL, SMALL_ADV_UL],
+            vec![SHARED, ADV_UL, TEN_SIGNS, CORRECTED, SMALL, SMALL_ADV_UL],
             continuous(),
         ),
         (Algorithm::AdvIpo, Preset::Published, vec![SHARED, ADV_IPO, TEN_SIGNS, PUBLISHED], floor("\"zero\"")),
         (Algorithm::AdvIpo, Preset::Corrected, vec![SHARED, ADV_IPO, TEN_SIGNS, CORRECTED], clamp()),
         (Algorithm::AdvIpo, Preset::Fast, vec![SHARED, ADV_IPO, FEW_ROOTS, CORRECTED], clamp()),
-        (Algorithm::AdvIpo, Preset::Small, vec![SHARED, ADV_IPO, FEW_ROOTS, CORRECTED, SMALL, SMALL_ADV_IPO], clamp()),
+        (Algorithm::AdvIpo, Preset::Small, vec![SHARED, ADV_IPO, TEN_SIGNS, CORRECTED, SMALL, SMALL_ADV_IPO], clamp()),
     ] {
         let config = RunConfig::preset(algorithm, preset, ModelPreset::Zephyr7b);
         let mut found = BTreeMap::new();

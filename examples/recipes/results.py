@@ -23,12 +23,13 @@ NAMES = {
     "advipo-0": "C-AdvIPO",
     "no_attack-0": "C-AdvUL without the attack",
     "one_step-0": "C-AdvUL, one step",
+    "three_passes-0": "C-AdvUL, three passes",
     "advul-1": "C-AdvUL, seed 1",
     "advul-2": "C-AdvUL, seed 2",
     "advipo-1": "C-AdvIPO, seed 1",
     "advipo-2": "C-AdvIPO, seed 2",
 }
-MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0"]
+MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "three_passes-0"]
 SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "advipo-2"]
 NOT_REFUSED, TARGET = "not refused", "begins with the target"
 ATTACKS = {
@@ -38,6 +39,7 @@ ATTACKS = {
     "autodan": "AutoDAN, 16 x 10",
     "pair": "PAIR",
     "embedding": "embedding attack, 20 steps in the ball",
+    "embedding-long": "embedding attack, 80 steps in the ball",
     "embedding-suffix": "embedding attack, a suffix",
     "embedding-unbounded": "embedding attack, 60 steps, no ball",
 }

@@ -140,7 +140,7 @@ case ${1:-all} in
     publish) publish ;;
     all)
         before
-        for name in advul-0 advipo-0 no_attack-0 one_step-0 advul-1 advul-2 advipo-1 advipo-2; do
+        for name in advul-0 advipo-0 no_attack-0 one_step-0 three_passes-0 advul-1 advul-2 advipo-1 advipo-2; do
             train $name
             after $name
         done
