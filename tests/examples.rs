@@ -287,7 +287,8 @@ fn recipes_are_the_preset_small_and_its_controls() {
     let step = Pgd { threat, steps: 1, rule: StepRule::Sign, momentum: None, ..Pgd::default() };
     assert_eq!(step.size, StepSize::Decaying(1.0));
     assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul.clone() });
-    let RunConfig { attack, attack_settings, .. } = RunConfig::preset(Algorithm::AdvUl, Preset::Fast, ModelPreset::Gemma2b);
+    let RunConfig { attack, attack_settings, .. } =
+        RunConfig::preset(Algorithm::AdvUl, Preset::Fast, ModelPreset::Gemma2b);
     assert_eq!(recipe("three_passes"), RunConfig { attack, attack_settings, ..advul });
 }
 
