@@ -55,7 +55,7 @@ pub struct RunConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// The compute dtype; `auto` is decided by the device and written back as what it became.
+    /// The compute dtype, not float16; `auto` is decided by the device and written back as what it became.
     pub dtype: Dtype,
     /// A template of the paper in place of the folder's own.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -141,9 +141,9 @@ pub enum Preset {
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Corrected` with the ten
     /// steps of its attack along a momentum of the normalised gradient, from a random start; 300 updates at a higher learning rate,
-    /// the first 32 tokens of each utility answer held against the original model's predictions and the very
-    /// first once more, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a
-    /// tenth and utility rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
+    /// the first 32 tokens of each utility answer held against the original model's predictions and the very first once more,
+    /// C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a tenth and utility
+    /// rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
 }
 
@@ -271,6 +271,10 @@ impl RunConfig {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
+        if self.model.dtype == Dtype::Float16 {
+            // The trainer refuses it too, but when the weights have been loaded.
+            return Err(Error::setting("model.dtype", "float16", "auto, bfloat16 or float32 to train"));
+        }
         if self.data.max_tokens < 2 {
             return Err(Error::setting("data.max_tokens", self.data.max_tokens, "at least 2"));
         }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Prints Self-Instruct's seed tasks as chats of UltraChat's form, one of each: the instruction with the first instance's input, and its output.
+"""Prints Self-Instruct's seed tasks as chats of UltraChat's form, one of each: the instruction with the first instance's
+input, and its output.
 
     python3 examples/recipes/seed_tasks.py seed_tasks.jsonl > self_instruct_seed.jsonl
 """

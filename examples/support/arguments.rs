@@ -6,7 +6,7 @@ use std::{
 };
 
 use advtrain::{Algorithm, Dtype, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
@@ -184,7 +184,6 @@ impl Arguments {
         config.train.seed = self.seed.unwrap_or(config.train.seed);
         config.train.max_updates = self.updates.or(config.train.max_updates);
         config.validate()?;
-        ensure!(config.model.dtype != Dtype::Float16, "dtype float16: one of auto, float32 and bfloat16 is trained in");
         if let Some(share) = self.measured_epsilon {
             let threat = ThreatModel { radius: Radius::Relative(share), ..ThreatModel::default() };
             threat.validate().context("--measured-epsilon")?;
