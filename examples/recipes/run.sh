@@ -50,10 +50,10 @@ chats() {
     [ -e $runs/chats_to_evaluate_on.jsonl ] || awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
 }
 
-# The model's own answers to our harmless requests and to requests that it writes itself, and the seed tasks to train on, five
-# times each: they are few, and the rows that people wrote.
+# The model's own answers to our harmless requests, to those that sound harmful, and to requests that it writes itself; and the
+# seed tasks to train on, five times each: they are few, and the rows that people wrote.
 utility() {
-    requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt"
+    requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt examples/data/sounding_training.txt"
     cat $requests "$MODEL/config.json" | made_of $runs/own_answers.made_of
     [ -e $runs/own_answers.jsonl ] || example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" \
         --drawn 640 --rows 32 --out $runs/own_answers.jsonl
@@ -61,6 +61,7 @@ utility() {
         awk 'NR % 5 > 1' "$SEED_TASKS" | sed "s/\"prompt_id\": *\"/&$copy-/" # ids are unique
     done | cat - $runs/own_answers.jsonl > $runs/utility.$$
     mv $runs/utility.$$ $runs/utility.jsonl
+    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt > $runs/requests_to_tune_on.txt
 }
 
 # The card of the adapter is the last that a training writes.
@@ -88,8 +89,8 @@ train() {
     # The recipe's file says which loss it is; the two examples differ in their toys alone.
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
         --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
-        --utility $runs/utility.jsonl --harmless $runs/chats_to_tune_on.jsonl --harmless-requests examples/data/harmless_held_out.txt \
-        --measured-epsilon 0.1 --out "$runs/$name" ${MICRO_BATCH:+--micro-batch-size "$MICRO_BATCH"} "$@"
+        --utility $runs/utility.jsonl --harmless $runs/chats_to_tune_on.jsonl --harmless-requests $runs/requests_to_tune_on.txt \
+        --measured 200 --measured-epsilon 0.1 --out "$runs/$name" ${MICRO_BATCH:+--micro-batch-size "$MICRO_BATCH"} "$@"
 }
 
 # Behaviours, requests and chats that were neither trained nor tuned on.

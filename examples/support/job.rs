@@ -234,7 +234,7 @@ fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
     Measuring {
         threat: advtrain::ThreatModel { bounded: true, ..threat },
         steps: if arguments.quick { 3 } else { 20 },
-        rows: 10,
+        rows: 64,
         seed: config.train.seed,
         short: false,
     }

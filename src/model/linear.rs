@@ -62,7 +62,7 @@ impl Linear {
         };
         let y = product::linear(x, weight, self.bias.as_ref())?;
         match &self.lora {
-            Some(lora) if mode.adapter == Adapter::On => Ok(y.f_add(&lora.forward(x, mode.dropout)?)?),
+            Some(lora) if mode.adapter == Adapter::On => lora.add_to(&y, x, mode.dropout),
             _ => Ok(y),
         }
     }
@@ -92,8 +92,9 @@ impl Linear {
                 Self { weight: self.merged()?, original: Some(Box::new(same.weight)), ..same }
             }
             Some(lora) => {
-                let cast = |factor: &Tensor| factor.f_detach()?.f_to_kind(self.weight.kind());
-                Self { lora: Some(Lora { a: cast(&lora.a)?, b: cast(&lora.b)?, ..*lora }), ..same }
+                let (a, b) = (lora.a.f_detach()?, lora.b.f_detach()?.f_mul_scalar(lora.scale)?);
+                let [a, b] = [a, b].map(|factor| factor.f_to_kind(self.weight.kind()));
+                Self { lora: Some(Lora { a: a?, b: b?, scale: 1.0, ..*lora }), ..same }
             }
             None => {
                 Self { original: self.original.as_ref().map(|one| one.f_detach().map(Box::new)).transpose()?, ..same }
@@ -103,14 +104,16 @@ impl Linear {
 }
 
 impl Lora {
-    fn forward(&self, x: &Tensor, dropout: bool) -> Result<Tensor> {
+    /// y `[n, out]` plus the adapter's part of x `[n, in]`.
+    fn add_to(&self, y: &Tensor, x: &Tensor, dropout: bool) -> Result<Tensor> {
         let kind: Kind = x.kind();
         let a = self.a.f_to_kind(kind)?;
         let b = self.b.f_to_kind(kind)?;
         let x = if dropout && self.dropout > 0.0 { &x.f_dropout(self.dropout, true)? } else { x };
-        // Scaled where it is narrow.
-        let low = product::linear(x, &a, None)?.f_mul_scalar(self.scale)?;
-        product::linear(&low, &b, None)
+        let low = product::linear(x, &a, None)?;
+        // Scaled where it is narrow; frozen factors have the scale in them.
+        let low = if self.scale == 1.0 { low } else { low.f_mul_scalar(self.scale)? };
+        product::linear_onto(y, &low, &b)
     }
 }
 
