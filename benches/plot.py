@@ -2,13 +2,16 @@
 """The plots of docs/, each from what a command left behind, and drawn if that is there.
 
     make plots
+    python3 benches/plot.py RECORDS
 
 docs/strength.svg and docs/growth.svg from `cargo bench --bench strength` and `cargo bench --bench growth`; docs/curves.svg,
-docs/epsilon.svg and docs/share.svg from docs/records, which `examples/recipes/run.sh publish` keeps.
+docs/epsilon.svg and docs/share.svg from a folder of records: docs/records, which `examples/recipes/run.sh publish` keeps, where none
+is named.
 """
 import collections
 import json
 import pathlib
+import sys
 
 import matplotlib
 
@@ -18,7 +21,8 @@ import matplotlib.pyplot as plt
 from matplotlib.ticker import FormatStrFormatter, LogLocator, NullFormatter
 
 TOP = pathlib.Path(__file__).parent.parent
-TARGET, DOCS, RUNS = TOP / "target", TOP / "docs", TOP / "docs" / "records"
+TARGET, DOCS = TOP / "target", TOP / "docs"
+RUNS = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else DOCS / "records"
 STAGES = {
     "before": "the model as it is, from zero",
     "hardened": "after hardening, from zero",

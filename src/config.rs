@@ -233,7 +233,7 @@ impl RunConfig {
         }
         self.attack_settings.start = Start::Uniform;
         match &mut self.loss {
-            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-3.5, 0.05),
+            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-4.5, 0.05),
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.085, 0.085),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };

@@ -144,7 +144,7 @@ const SMALL: &[(&str, &str)] = &[
 ];
 
 const SMALL_ADV_UL: &[(&str, &str)] =
-    &[("loss.adv_ul.away_cut_off.threshold", "-3.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
+    &[("loss.adv_ul.away_cut_off.threshold", "-4.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] =
     &[("loss.adv_ipo.beta", "0.085"), ("loss.adv_ipo.weight", "0.085"), ("train.utility_share", "0.875")];

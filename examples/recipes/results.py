@@ -46,7 +46,7 @@ ATTACKS = {
 SEVERAL_ATTEMPTS = ["gcg", "autodan", "pair"]
 TASKS = {
     ("xstest", "harmless refused"): "XSTest's safe requests refused",
-    ("xstest without template", "harmless refused"): "the same without the chat template",
+    ("xstest without template", "harmless refused"): "XSTest's safe requests refused without the chat template",
     ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
     ("harmless requests", "harmless refused"): "further harmless requests refused",
 }
