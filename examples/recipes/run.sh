@@ -61,7 +61,6 @@ utility() {
         awk 'NR % 5 > 1' "$SEED_TASKS" | sed "s/\"prompt_id\": *\"/&$copy-/" # ids are unique
     done | cat - $runs/own_answers.jsonl > $runs/utility.$$
     mv $runs/utility.$$ $runs/utility.jsonl
-    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt > $runs/requests_to_tune_on.txt
 }
 
 # The card of the adapter is the last that a training writes.
@@ -81,6 +80,7 @@ train() {
     [ -e "$here/$recipe.toml" ] || usage
     chats
     utility
+    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt > $runs/requests_to_tune_on.txt
     mkdir -p "$runs/$name"
     { echo "$DTYPE $*"; cat "$here/$recipe.toml" $runs/utility.jsonl; } | made_of "$runs/$name/made_of"
     ! finished "$runs/$name" || return 0

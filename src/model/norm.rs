@@ -32,7 +32,7 @@ impl RmsNorm {
         let dtype = x.kind();
         let wide = if dtype == Kind::Double { Kind::Double } else { Kind::Float };
         if x.device().is_cuda() {
-            return self.in_one_operation(x, wide);
+            return self.fused(x, wide);
         }
         let x = x.f_to_kind(wide)?;
         let mean = x.f_square()?.f_mean_dim([-1].as_slice(), true, None::<Kind>)?;
@@ -44,8 +44,8 @@ impl RmsNorm {
         }
     }
 
-    /// The same in few operations, with the same casts: on a GPU few rows are little work for each.
-    fn in_one_operation(&self, x: &Tensor, wide: Kind) -> Result<Tensor> {
+    /// The same by libtorch's own norm, with the same casts: on a GPU few rows are little work for each operation.
+    fn fused(&self, x: &Tensor, wide: Kind) -> Result<Tensor> {
         let hidden = self.weight.size();
         match self.kind {
             // Its sums are in float32 whatever the dtype.
@@ -76,7 +76,7 @@ mod tests {
     fn found(kind: NormKind, weight: &[f32], x: &[f32]) -> Vec<f32> {
         let narrow = |values: &[f32]| Tensor::from_slice(values).to_kind(Kind::BFloat16);
         let norm = RmsNorm { name: "norm".into(), weight: narrow(weight), kind, epsilon: 1e-6 };
-        let [y, on_gpu] = [norm.forward(&narrow(x)), norm.in_one_operation(&narrow(x), Kind::Float)].map(|y| {
+        let [y, on_gpu] = [norm.forward(&narrow(x)), norm.fused(&narrow(x), Kind::Float)].map(|y| {
             let y = y.unwrap();
             assert_eq!(y.kind(), Kind::BFloat16);
             Vec::try_from(y.to_kind(Kind::Float)).unwrap()

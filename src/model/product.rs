@@ -22,7 +22,8 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     from_picture(&to_picture(x)?.f_conv2d(&to_kernel(weight)?, bias, [1, 1], [0, 0], [1, 1], 1)?)
 }
 
-/// y + x Wᵀ: `[n, out]`, `[n, in]` and `[out, in]` to `[n, out]`. On a GPU, where few rows are little work for each operation, it is one.
+/// y + x Wᵀ: `[n, out]`, `[n, in]` and `[out, in]` to `[n, out]`. On a GPU, where few rows are little work for each operation,
+/// it is one.
 pub(super) fn linear_onto(y: &Tensor, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if y.device().is_cuda() {
         return Ok(y.f_addmm(x, &weight.f_tr()?)?);
