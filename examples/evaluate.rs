@@ -17,7 +17,7 @@
 mod support;
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     num::NonZeroUsize,
     ops::ControlFlow,
     path::{Path, PathBuf},
@@ -491,7 +491,13 @@ impl Work<'_> {
     fn save_completions(&mut self, out: &Path) {
         let made = self.evaluation.attacks().iter().filter(|record| record.access == Access::Text);
         let names: BTreeSet<String> = made.map(|record| record.attack.clone()).collect();
+        let mut written = HashMap::new();
         for name in names {
+            if let Some(other) = written.insert(file_name(&name), name.clone()) {
+                let error = anyhow::anyhow!("would have the file of {other}; rename the replayed file");
+                self.note(&format!("completions of {name}"), &error);
+                continue;
+            }
             let file = |folder: &str| out.join(folder).join(format!("{}.json", file_name(&name)));
             match save_completions(&self.evaluation, &name, file("test_cases"), file("completions")) {
                 Ok(left_out) if left_out.is_empty() => {}

@@ -10,10 +10,10 @@ mod support;
 use std::{collections::HashSet, ops::Range, path::PathBuf, sync::atomic::Ordering};
 
 use advtrain::{
-    ChatFormat, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled, TrainableLm, device,
-    drawn_requests, load_harmless, save_chats, self_distilled,
+    CausalLm, ChatFormat, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled, TrainableLm,
+    device, drawn_requests, load_harmless, save_chats, self_distilled,
 };
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::{Deserialize, Serialize};
@@ -83,7 +83,8 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     let device = device(&arguments.device)?;
     let format = ChatFormat::load(&arguments.model)?;
     let model = Decoder::load(&arguments.model, arguments.dtype.on(device), device)?;
-    let of = format!("{} {}", model.fingerprint()?, arguments.max_new_tokens);
+    let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template().hash());
+    let of = format!("{weights} in {kind:?}, {template}, {} tokens", arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
     let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
     let known: Vec<Done> = JsonLines::read(&journal)?;
@@ -107,7 +108,7 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     }
     bar.finish_and_clear();
     write(arguments, all)?;
-    std::fs::remove_file(&journal)?;
+    std::fs::remove_file(&journal).with_context(|| journal.display().to_string())?;
     Ok(Finish::Completed)
 }
 

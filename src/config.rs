@@ -137,7 +137,7 @@ pub enum Preset {
     Corrected,
     /// `Corrected` with an attack of three passes in place of ten: steps along the root of the gradient with a momentum, from where
     /// the last attack on the same prompt ended. For short runs: from zero it is weaker than `Corrected`'s, and in long runs the
-    /// model learns to lead it astray; docs/performance.md and docs/results.md have what is measured.
+    /// model learns to lead it astray; docs/performance.md and docs/earlier.md have what is measured.
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Corrected` with the ten
     /// steps of its attack along a momentum of the normalised gradient, from a random start; 300 updates at a higher learning rate,

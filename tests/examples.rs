@@ -10,7 +10,7 @@ use std::{
 };
 
 use advtrain::{
-    Algorithm, AttackSettings, JsonLines, ModelPreset, Pgd, Preset, Request, RunConfig, StepRule, StepSize,
+    Algorithm, AttackSettings, JsonLines, LossConfig, ModelPreset, Pgd, Preset, Request, RunConfig, StepRule, StepSize,
     UpdateMetrics, load_harmless,
 };
 use serde_json::{Value, json};
@@ -289,7 +289,11 @@ fn recipes_are_the_preset_small_and_its_controls() {
     assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul.clone() });
     let RunConfig { attack, attack_settings, .. } =
         RunConfig::preset(Algorithm::AdvUl, Preset::Fast, ModelPreset::Gemma2b);
-    assert_eq!(recipe("three_passes"), RunConfig { attack, attack_settings, ..advul });
+    // Kept as it was when it was trained.
+    let mut earlier = RunConfig { attack, attack_settings, ..advul };
+    let LossConfig::AdvUl(loss) = &mut earlier.loss else { panic!("{:?}", earlier.loss) };
+    loss.away_cut_off.threshold = -3.5;
+    assert_eq!(recipe("three_passes"), earlier);
 }
 
 #[test]
@@ -419,6 +423,12 @@ fn broken_data_is_named_and_nothing_is_written() {
     let mut command = toy().run("advipo_gemma", &out);
     command.arg(&overlapping[0]).arg(toy().file("behaviors_training.csv")).arg(&overlapping[1]).arg(&targets);
     fails(&mut command, "trained on too");
+    let chats = toy().file("harmless_training.jsonl");
+    let asked: Value = serde_json::from_str(fs::read_to_string(&chats).unwrap().lines().next().unwrap()).unwrap();
+    let requests = written("requests.txt", &format!("Something else\n{}\n", asked["prompt"].as_str().unwrap()));
+    let mut command = toy().run("advul", &out);
+    command.arg("--utility").arg(&chats).arg("--harmless-requests").arg(requests);
+    fails(&mut command, "1 are trained on too, request:2");
     assert!(!out.exists());
 }
 
@@ -426,8 +436,7 @@ fn broken_data_is_named_and_nothing_is_written() {
 fn broken_settings_are_named_and_nothing_is_written() {
     let folder = tempfile::tempdir().unwrap();
     let (out, config) = (folder.path().join("out"), folder.path().join("run.toml"));
-    let printed = toy().run("advipo_gemma", &out).arg("--print-config").output().unwrap().stdout;
-    let good = String::from_utf8(printed).unwrap();
+    let good = printed(&mut toy().run("advipo_gemma", &out)).to_toml().unwrap();
     for (old, new, in_message) in [
         ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1"),
         ("[model]", "nonsense = 1\n[model]", "nonsense"),
@@ -440,6 +449,11 @@ fn broken_settings_are_named_and_nothing_is_written() {
         fails(example("advipo_gemma").arg("--out").arg(&out).arg("--config").arg(&config), in_message);
     }
     fails(example("advul").args(["--device", "cuda:77", "--out"]).arg(&out), "cuda:77");
+    RunConfig { attack: None, ..printed(&mut toy().run("advul", &out)) }.write(&config).unwrap();
+    fails(
+        toy().run("advul", &out).args(["--epsilon", "0.2", "--config"]).arg(&config),
+        "--epsilon 0.2: the configuration has no",
+    );
     for (option, value, in_message) in [
         ("--measured-epsilon", "0", "--measured-epsilon"),
         ("--held-out", "1.5", "--held-out"),

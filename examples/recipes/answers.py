@@ -22,7 +22,7 @@ TITLES = {"direct": "Plain harmful requests", "gcg": "Harmful requests with the 
 
 def answers(folder):
     """Kind, id, request and answer of everything that was drawn from."""
-    for line in (folder / "records.jsonl").read_text().splitlines():
+    for line in (folder / "records.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
         record = json.loads(line)
         attack, task = record.get("attack"), record.get("task")
         if attack and attack["attack"] in TITLES and "Ok" in attack["result"]:

@@ -97,28 +97,28 @@ def of_attacks(model):
     reported = {attack["attack"]: attack for attack in model["attacks"]}
     for key in [key for key in ATTACKS if key in reported] + [key for key in reported if key not in ATTACKS]:
         attack, name = reported[key], ATTACKS.get(key, key)
-        if attack["done"] < attack["planned"]:
-            name += " (not yet on all)"
+        part = " (not yet on all)" if attack["done"] < attack["planned"] else ""
         for judge in (NOT_REFUSED, TARGET):
             if attack["done"] and judge in attack["judges"]:
                 found = attack["judges"][judge]
                 if key in SEVERAL_ATTEMPTS:
-                    yield f"{name}, in the end: {judge}", tally(found["offered"])
-                    yield f"{name}, any attempt: {judge}", tally(found["any"])
+                    yield f"{name}, in the end: {judge}", tally(found["offered"]) + part
+                    yield f"{name}, any attempt: {judge}", tally(found["any"]) + part
                 else:
-                    yield f"{name}: {judge}", tally(found["offered"])
+                    yield f"{name}: {judge}", tally(found["offered"]) + part
         if key.startswith("embedding") and len(attack["losses"]) == 2:
             clean, attacked = attack["losses"]
-            yield f"{name}: loss of the target, clean / attacked", f"{cut(clean, 3)} / {cut(attacked, 3)}"
+            yield f"{name}: loss of the target, clean / attacked", f"{cut(clean, 3)} / {cut(attacked, 3)}{part}"
         if key == "gcg" and attack["losses"]:
             first, last = attack["losses"][0], attack["losses"][-1]
-            yield f"{name}: loss of the target, at the start / in the end", f"{cut(first, 3)} / {cut(last, 3)}"
+            yield f"{name}: loss of the target, at the start / in the end", f"{cut(first, 3)} / {cut(last, 3)}{part}"
 
 
 def of_any_attack(model):
     """Cases in which an attempt of any attack within bounds succeeded, of those that every such attack was made on."""
+    made = sum(attack["done"] > 0 for attack in model["attacks"] if attack["attack"] != "embedding-unbounded")
     for judge, any_attack in model["any_attack"].items():
-        title = "any attack but that without a ball, any attempt, of those that all were made on"
+        title = f"any of {made} attacks, all but that without a ball, any attempt, of those that all were made on"
         yield f"{title}: {judge}", tally(any_attack["where_all"])
 
 
@@ -130,18 +130,18 @@ def of_tasks(model):
         for (name, flag), title in TASKS.items():
             if task["task"] == name and flag in task["rates"]:
                 found = task["rates"][flag]["rate"]
-                yield title + part, share(found["count"], found["total"])
+                yield title, share(found["count"], found["total"]) + part
         if "acc" in task["rates"]:
             right = task["rates"]["acc"]["rate"]
-            yield f"accuracy on {task['task']}{part}", share(right["count"], right["total"])
+            yield f"accuracy on {task['task']}", share(right["count"], right["total"]) + part
         for number, title in {"loss": "mean over tokens", "loss of a chat": "mean over chats"}.items():
             if number in task["means"]:
                 mean, items = task["means"][number]
-                yield f"loss of {items} chats, nats per token, {title}{part}", cut(mean, 4)
+                yield f"loss of {items} chats, nats per token, {title}", cut(mean, 4) + part
 
 
 def evaluated(folder, run):
-    """What the report of a run says of its model; it must have been treated as the untrained one that stands beside it was."""
+    """What the report of a run says of its model."""
     path = folder / f"evaluation-{run}" / "report.json"
     report = read(path)
     if report is None:
@@ -160,6 +160,18 @@ def evaluations(folder, runs):
     names = list(dict.fromkeys(name for of_run in figures.values() for name in of_run))
     rows = [(name, [figures[run].get(name, "-") for run in figures]) for name in names]
     table([NAMES[run] for run in figures], rows)
+    for run, unlike in unlike_first(found):
+        print(f"\nNot treated like the first: {NAMES[run]} ({unlike}).")
+
+
+def unlike_first(found):
+    """Runs that were not evaluated as the first was, each with what differs. What attacks they were put to is in the table."""
+    alike = ["dtype", "template", "rendered", "generation", "version", "libtorch"]
+    (_, first), *others = found.items()
+    for run, model in others:
+        unlike = [f"{name}: {model['setup'][name]}" for name in alike if model["setup"][name] != first["setup"][name]]
+        if unlike:
+            yield run, ", ".join(unlike)
 
 
 @functools.cache
@@ -200,11 +212,18 @@ def passes(updates, settings):
 
 
 def tuned_on(folder, runs):
-    """What the training example measured on rows that were held out to tune on; before the training it is the same for all."""
-    found = {run: after for run in runs if (after := read(folder / run / "after.json"))}
-    if not found:
-        return
-    before = read(folder / next(iter(found)) / "before.json")["measured"]
+    """What the training example measured on rows that were held out to tune on. The seed decides which these are, so that there is a
+    table for all runs of the same rows."""
+    groups = {}
+    for run in runs:
+        after, before = (read(folder / run / f"{when}.json") for when in ("after", "before"))
+        if after and before:
+            groups.setdefault(before["of"], (before["measured"], {}))[1][run] = after
+    for before, found in groups.values():
+        tuned_table(before, found)
+
+
+def tuned_table(before, found):
     rows = []
     for run, at in {"untrained": before, **found}.items():
         count, total = (sum(at[name][part] for name in ("harmless_refused", "requests_refused")) for part in ("count", "total"))

@@ -36,33 +36,48 @@ data=$(dirname "$BEHAVIORS")
 runs=runs/claim
 example() { program=$1; shift; cargo run --quiet --release --example "$program" -- --dtype "$DTYPE" --device "$DEVICE" "$@"; }
 
-# Keeps the sum of what is read here in a file, and stops where the file has that of something else.
+# made_of RECORD PRODUCT: keeps the sum of what is read here in a record of what a product is made of, and stops where the product is
+# there and was made of something else.
 made_of() {
     sum=$(cksum)
-    [ -e "$1" ] || echo "$sum" > "$1"
-    [ "$(cat "$1")" = "$sum" ] && return
-    echo "$1: what lies beside it was made of other files or settings than it would be now; move it away" >&2
+    [ -e "$2" ] || echo "$sum" > "$1"
+    [ "$(cat "$1" 2> /dev/null)" = "$sum" ] && return
+    echo "$2 was made of other files or settings than it would be now ($1 has their sum); move it away" >&2
     exit 1
+}
+
+# needed FILE...: stops where one is not there, since a sum of what is left says nothing.
+needed() {
+    for file in "$@"; do
+        [ -e "$file" ] || { echo "$file: no such file; see the variables at the top of $0" >&2; exit 1; }
+    done
+}
+
+# whole FILE: writes what is read here, so that no moment has half of it.
+whole() {
+    cat > "$1.$$"
+    mv "$1.$$" "$1"
 }
 
 # Of five seed tasks three are there to train on, one to tune on and one to evaluate on.
 chats() {
-    made_of $runs/chats.made_of < "$SEED_TASKS"
-    [ -e $runs/chats_to_tune_on.jsonl ] || awk 'NR % 5 == 0' "$SEED_TASKS" > $runs/chats_to_tune_on.jsonl
-    [ -e $runs/chats_to_evaluate_on.jsonl ] || awk 'NR % 5 == 1' "$SEED_TASKS" > $runs/chats_to_evaluate_on.jsonl
+    needed "$SEED_TASKS"
+    awk 'NR % 5 == 0' "$SEED_TASKS" | whole $runs/chats_to_tune_on.jsonl
+    awk 'NR % 5 == 1' "$SEED_TASKS" | whole $runs/chats_to_evaluate_on.jsonl
 }
 
 # The model's own answers to our harmless requests, to those that sound harmful, and to requests that it writes itself; and the
 # seed tasks to train on, five times each: they are few, and the rows that people wrote.
 utility() {
     requests="examples/data/harmless_training.txt examples/data/harmless_twins.txt examples/data/sounding_training.txt"
-    cat $requests "$MODEL/config.json" | made_of $runs/own_answers.made_of
+    drawn=640
+    needed "$MODEL/config.json" "$MODEL"/*.safetensors
+    { echo "$drawn"; cat $requests "$MODEL"/*.json "$MODEL"/*.safetensors; } | made_of $runs/own_answers.made_of $runs/own_answers.jsonl
     [ -e $runs/own_answers.jsonl ] || example self_distil --model "$MODEL" --requests "$(echo $requests | tr ' ' ,)" \
-        --drawn 640 --rows 32 --out $runs/own_answers.jsonl
+        --drawn $drawn --rows 32 --out $runs/own_answers.jsonl
     for copy in 1 2 3 4 5; do
         awk 'NR % 5 > 1' "$SEED_TASKS" | sed "s/\"prompt_id\": *\"/&$copy-/" # ids are unique
-    done | cat - $runs/own_answers.jsonl > $runs/utility.$$
-    mv $runs/utility.$$ $runs/utility.jsonl
+    done | cat - $runs/own_answers.jsonl | whole $runs/utility.jsonl
 }
 
 # The card of the adapter is the last that a training writes.
@@ -82,15 +97,22 @@ train() {
     [ -e "$here/$recipe.toml" ] || usage
     chats
     utility
-    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt > $runs/requests_to_tune_on.txt
+    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt | whole $runs/requests_to_tune_on.txt
     mkdir -p "$runs/$name"
-    { echo "$DTYPE $*"; cat "$here/$recipe.toml" $runs/utility.jsonl; } | made_of "$runs/$name/made_of"
+    targets=$data/adv_training_targets.json refusals=$data/adv_training_behaviors_safe_responses.csv
+    needed "$BEHAVIORS" "$targets" "$refusals"
+    # A curve changes nothing in the run.
+    {
+        echo "$DTYPE" "$@" | sed 's/ --curve [0-9]*//'
+        cat "$here/$recipe.toml" $runs/utility.jsonl $runs/chats_to_tune_on.jsonl $runs/requests_to_tune_on.txt
+        cat "$BEHAVIORS" "$targets" "$refusals"
+    } | made_of "$runs/$name/made_of" "$runs/$name/run.toml"
     ! finished "$runs/$name" || return 0
     # What another run measured before its training is taken where it is of the same rows, and measured anew where not.
-    [ -e "$runs/$name/before.json" ] || cp $runs/advul-0/before.json "$runs/$name/" 2>/dev/null || true
+    [ -e "$runs/$name/before.json" ] || whole "$runs/$name/before.json" 2> /dev/null < $runs/advul-0/before.json || true
     # The recipe's file says which loss it is; the two examples differ in their toys alone.
     example advul --config "$here/$recipe.toml" --model "$MODEL" --behaviors "$BEHAVIORS" \
-        --targets "$data/adv_training_targets.json" --refusals "$data/adv_training_behaviors_safe_responses.csv" \
+        --targets "$targets" --refusals "$refusals" \
         --utility $runs/utility.jsonl --harmless $runs/chats_to_tune_on.jsonl --harmless-requests $runs/requests_to_tune_on.txt \
         --measured 200 --measured-epsilon 0.1 --out "$runs/$name" ${MICRO_BATCH:+--micro-batch-size "$MICRO_BATCH"} "$@"
 }

@@ -6,7 +6,7 @@ use std::{
 };
 
 use advtrain::{Algorithm, Dtype, ModelPreset, Preset, Radius, RunConfig, ThreatModel};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
 
 /// Hardens a chat model. Without arguments: a toy that is built first and takes a few minutes.
@@ -170,8 +170,12 @@ impl Arguments {
             (None, None) => toy(preset),
             (None, Some(folder)) => RunConfig::preset(algorithm, preset, self.model_preset(folder)?),
         };
-        if let (Some(share), Some(attack)) = (self.epsilon, &mut config.attack) {
-            attack.threat.radius = Radius::Relative(share);
+        match (self.epsilon, &mut config.attack) {
+            (Some(share), Some(attack)) => attack.threat.radius = Radius::Relative(share),
+            (Some(share), None) => bail!(
+                "--epsilon {share}: the configuration has no attack to train with; --measured-epsilon is that of the one that measures"
+            ),
+            (None, _) => {}
         }
         if self.quick {
             config.train.max_updates = Some(3);

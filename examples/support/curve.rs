@@ -15,6 +15,8 @@ use super::{
 pub struct Curve {
     every: NonZeroUsize,
     points: JsonLines<Point>,
+    /// What a measurement depends on.
+    of: String,
     /// The last update of which the file had a line when it was opened.
     last: Option<usize>,
     measuring: Measuring,
@@ -26,22 +28,24 @@ pub struct Curve {
 #[derive(Debug, Serialize, Deserialize)]
 struct Point {
     update: usize,
+    of: String,
     measured: Measured,
 }
 
 impl Curve {
-    /// Goes on with a file behind its lines up to the update `done`.
+    /// Goes on with a file behind its lines up to the update `done`, of which those that are `of` something else are dropped.
     pub fn open(
         path: &Path,
         every: NonZeroUsize,
         done: usize,
+        of: String,
         measuring: Measuring,
         format: Arc<ChatFormat>,
         held_out: Arc<HeldOut>,
     ) -> anyhow::Result<Self> {
-        let points = JsonLines::open(path, |point: &Point| point.update <= done)?;
+        let points = JsonLines::open(path, |point: &Point| point.update <= done && point.of == of)?;
         let last = JsonLines::<Point>::read(path)?.last().map(|point| point.update);
-        Ok(Self { every, points, last, measuring, format, held_out })
+        Ok(Self { every, points, of, last, measuring, format, held_out })
     }
 
     /// The point of an update that is there without it: its measuring was stopped.
@@ -59,7 +63,7 @@ impl Curve {
         let frozen = model.frozen(false)?;
         let model = frozen.as_deref().unwrap_or(model);
         let Some(measured) = self.measuring.measure(model, &self.format, &self.held_out, &STOP)? else { return Ok(()) };
-        Ok(self.points.add(&Point { update, measured })?)
+        Ok(self.points.add(&Point { update, of: self.of.clone(), measured })?)
     }
 }
 

@@ -84,7 +84,9 @@ impl Measuring {
         held_out: &HeldOut,
         stop: &AtomicBool,
     ) -> Result<Option<Measured>> {
-        let bar = ProgressBar::new(3 * held_out.rows.len() as u64 + 2 * held_out.chat_rows.len() as u64);
+        let of_pairs = if self.short { 2 } else { 3 };
+        let rows = of_pairs * held_out.rows.len() + 2 * held_out.chats.len() + held_out.requests.len();
+        let bar = ProgressBar::new(rows as u64);
         bar.set_style(ProgressStyle::with_template("{bar:30} {pos}/{len} rows measured, {eta} left  {msg}")?);
         let subject = Subject { measuring: self, model, format, held_out, bar, stop };
         let mut measured = Measured::default();

@@ -42,7 +42,7 @@ pub struct HeldOut {
     /// The same rows in the same order, encoded.
     pub rows: Vec<Example>,
     pub chats: Vec<Chat>,
-    /// Those of the chats that can be encoded.
+    /// The same chats, encoded.
     pub chat_rows: Vec<Example>,
     /// Harmless requests without answers, on which refusals are counted.
     pub requests: Vec<Request>,
@@ -87,14 +87,16 @@ impl GivenFiles {
 
 /// Reads everything; at most `measured` rows of each set are held out to measure on.
 pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: usize) -> Result<Rows> {
+    is_held_out("", files.held_out, config.train.seed).context("--held-out")?;
     let mut reader = Reader { config, format, reports: Vec::new() };
     let (mut pairs, held_out_pairs) = reader.pairs(files)?;
     // Trained on alone: what is measured is how an answer begins, whatever was trained.
     pairs.iter_mut().for_each(|pair| pair.harmful_ends |= config.data.ended_targets);
     let (robust, report) = encode_pairs(format, &pairs, config.data.max_tokens)?;
     reader.report("requests to train on", report);
-    let chats = reader.chats_to_measure(files, measured)?;
-    let utility = reader.chats_to_train(files, &chats)?;
+    let mut chats = reader.chats_to_measure(files, measured)?;
+    let requests = files.harmless_requests.as_ref().map(load_harmless).transpose()?.unwrap_or_default();
+    let utility = reader.chats_to_train(files, &chats, &requests)?;
 
     let held_out_pairs = of_category(reader.judged(first_of_each(held_out_pairs)), files.category.as_deref())?;
     let mut pairs = spread(held_out_pairs, measured);
@@ -111,7 +113,8 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
     let place = |pair: &AnswerPair| rows.iter().position(|row| row.id() == pair.id);
     pairs.retain(|pair| place(pair).is_some());
     pairs.sort_by_key(place);
-    let requests = files.harmless_requests.as_ref().map(load_harmless).transpose()?.unwrap_or_default();
+    let there: HashSet<&str> = chat_rows.iter().map(Example::id).collect();
+    chats.retain(|chat| there.contains(chat.id.as_str()));
     let held_out = HeldOut { pairs, rows, chats, chat_rows, requests: spread(requests, measured) };
     Ok(Rows { training: TrainingData { robust, utility }, held_out, reports: reader.reports })
 }
@@ -135,8 +138,7 @@ impl Reader<'_> {
         let Some(validation) = &files.validation else {
             let mut parts = (Vec::new(), Vec::new());
             for pair in all {
-                let held_out =
-                    is_held_out(&pair.group, files.held_out, self.config.train.seed).context("--held-out")?;
+                let held_out = is_held_out(&pair.group, files.held_out, self.config.train.seed)?;
                 if held_out { parts.1.push(pair) } else { parts.0.push(pair) }
             }
             return Ok(parts);
@@ -182,7 +184,7 @@ impl Reader<'_> {
     }
 
     /// Encoded chats to train on. The file, which may be larger than memory, is read row by row.
-    fn chats_to_train(&mut self, files: &Files, to_measure: &[Chat]) -> Result<Vec<Example>> {
+    fn chats_to_train(&mut self, files: &Files, chats: &[Chat], requests: &[Request]) -> Result<Vec<Example>> {
         let Some(path) = &files.utility else { return Ok(Vec::new()) };
         if self.config.train.utility_share == 0.0 {
             eprintln!("{}: not trained on, since train.utility_share is 0", path.display());
@@ -190,14 +192,15 @@ impl Reader<'_> {
         }
         let (seed, own_file, held_out) = (self.config.train.seed, files.harmless.is_some(), files.held_out);
         let stays = |chat: &Chat| own_file || !is_held_out(&chat.id, held_out, seed).unwrap_or(false);
-        let to_measure = RowIndex::of_chats(to_measure);
+        let asked = requests.iter().map(as_chat);
+        let to_measure = RowIndex::of_chats(&chats.iter().cloned().chain(asked).collect::<Vec<_>>());
         let mut trained_on = Vec::new();
         let chats = ChatReader::open(path)?.filter(|chat| chat.as_ref().map_or(true, stays));
         let chats = chats.inspect(|chat| {
             trained_on.extend(chat.as_ref().ok().and_then(|chat| to_measure.find_chat(chat)));
         });
         let rows = self.encode("chats to train on", chats, self.config.data.max_tokens)?;
-        refuse_overlap("chats to measure on", trained_on.into_iter())?;
+        refuse_overlap("chats and harmless requests to measure on", trained_on.into_iter())?;
         match self.config.data.utility_tokens {
             Some(most) => Ok(rows.into_iter().map(|row| row.first_targets(most)).collect::<advtrain::Result<_>>()?),
             None => Ok(rows),
@@ -226,6 +229,15 @@ impl Reader<'_> {
             eprintln!("requests to measure on: {} of copyrighted text left out", left_out.len());
         }
         judged
+    }
+}
+
+/// A request of a file of them as a chat that holds nothing else.
+fn as_chat(request: &Request) -> Chat {
+    Chat {
+        id: format!("request:{}", request.id),
+        place: format!("harmless requests line {}", request.id),
+        messages: vec![request.message()],
     }
 }
 

@@ -139,7 +139,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     if let Some(every) = arguments.curve {
         let short = Measuring { short: true, ..measuring.clone() };
         let (format, held_out) = (inputs.format.clone(), inputs.held_out.clone());
-        let mut curve = Curve::open(&out.join("curve.jsonl"), every, done, short, format, held_out)?;
+        let mut curve = Curve::open(&out.join("curve.jsonl"), every, done, known.of, short, format, held_out)?;
         curve.catch_up(done, trainer.updates_total(), trainer.model())?;
         trainer.observe(curve);
     }
@@ -246,7 +246,8 @@ fn fingerprint(model: &Decoder, inputs: &Inputs, measuring: &Measuring) -> Resul
     let asked = |request: &Request| Example::new(&request.id, format.prompt(&[request.message()])?, Vec::new());
     let requests = held_out.requests.iter().map(asked).collect::<advtrain::Result<Vec<_>>>()?;
     let rows = [&held_out.rows, &held_out.chat_rows, &requests].map(|rows| Example::digest(rows)).join(", ");
-    Ok(format!("{} {rows} {measuring:?}", model.fingerprint()?))
+    let (kind, version) = (model.kind(), env!("CARGO_PKG_VERSION"));
+    Ok(format!("{} in {kind:?} {rows} {measuring:?} by {version}", model.fingerprint()?))
 }
 
 /// Figures that were measured before, kept with what they are of.

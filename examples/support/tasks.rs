@@ -15,7 +15,7 @@ use advtrain::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use super::inputs::spread;
+use super::inputs::{spread, stem};
 
 /// Files in the published forms.
 #[derive(Clone, Debug, Default, Args)]
@@ -184,8 +184,4 @@ impl Tasks {
 
 fn framings(name: &str, plain: Framing) -> [(String, Framing); 2] {
     [(name.to_string(), Framing::Template), (format!("{name} without template"), plain)]
-}
-
-fn stem(path: &Path) -> String {
-    path.file_stem().map_or(String::new(), |stem| stem.to_string_lossy().into_owned())
 }

@@ -15,6 +15,7 @@ use advtrain::{
     TemplatePreset, TrainSettings, TrainingData, Turns, UpdateMetrics, encode_chats,
     tch::{Device, Kind},
 };
+use anyhow::Context;
 use rand::{SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
@@ -147,7 +148,7 @@ fn harmless(size: Size) -> (Vec<Request>, Vec<Request>) {
 }
 
 fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
-    fs::create_dir_all(folder)?;
+    create(folder)?;
     let (training, held_out) = forbidden(size);
     let (useful, useful_held_out) = harmless(size);
     let (behaviors, targets) = write_behaviors(folder, "training", &training)?;
@@ -155,7 +156,7 @@ fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
     let refusals = folder.join("refusals.csv");
     let lines =
         training.iter().chain(&held_out).map(|request| format!("{},\"Sorry, I can't do that.\"\n", request.prompt));
-    fs::write(&refusals, format!("Behavior,Safe_Response\n{}", lines.collect::<String>()))?;
+    write(&refusals, format!("Behavior,Safe_Response\n{}", lines.collect::<String>()))?;
     Ok(Files {
         requests: Requests::Behaviors { behaviors, targets, refusals: Some(refusals) },
         validation: Some(Requests::Behaviors {
@@ -171,14 +172,22 @@ fn write_files(folder: &Path, size: Size) -> anyhow::Result<Files> {
     })
 }
 
+fn create(folder: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(folder).with_context(|| folder.display().to_string())
+}
+
+fn write(path: &Path, text: String) -> anyhow::Result<()> {
+    fs::write(path, text).with_context(|| path.display().to_string())
+}
+
 fn write_behaviors(folder: &Path, name: &str, requests: &[Request]) -> anyhow::Result<(PathBuf, PathBuf)> {
     let behaviors = folder.join(format!("behaviors_{name}.csv"));
     let lines = requests.iter().map(|request| format!("{},,,,{}\n", request.prompt, request.id));
-    fs::write(&behaviors, format!("Behavior,Category,Tags,ContextString,BehaviorID\n{}", lines.collect::<String>()))?;
+    write(&behaviors, format!("Behavior,Category,Tags,ContextString,BehaviorID\n{}", lines.collect::<String>()))?;
     let targets = folder.join(format!("targets_{name}.json"));
     let map: serde_json::Map<_, _> =
         requests.iter().map(|request| (request.id.clone(), json!([request.answer]))).collect();
-    fs::write(&targets, serde_json::to_string_pretty(&map)?)?;
+    write(&targets, serde_json::to_string_pretty(&map)?)?;
     Ok((behaviors, targets))
 }
 
@@ -188,7 +197,7 @@ fn write_chats(folder: &Path, name: &str, requests: &[Request]) -> anyhow::Resul
         let messages = json!([{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]);
         format!("{}\n", json!({"prompt_id": id, "prompt": prompt, "messages": messages}))
     });
-    fs::write(&path, lines.collect::<String>())?;
+    write(&path, lines.collect::<String>())?;
     Ok(path)
 }
 
@@ -198,7 +207,7 @@ fn build_model(folder: &Path, model: &Path, size: Size, seed: u64, stop: &Atomic
     eprintln!("building the toy: a small Gemma that complies with every request");
     let beside = folder.join("model.partial");
     let _ = fs::remove_dir_all(&beside);
-    fs::create_dir_all(&beside)?;
+    create(&beside)?;
     let format = write_tokenizer(folder, &beside, size)?;
     let vocabulary = format.tokenizer().vocabulary_size();
     let config = json!({
@@ -213,7 +222,7 @@ fn build_model(folder: &Path, model: &Path, size: Size, seed: u64, stop: &Atomic
     decoder.train_all_weights()?;
     let Some(trained) = comply(decoder, &format, folder, size, seed, stop)? else { return Ok(false) };
     trained.save(&beside)?;
-    fs::rename(&beside, model)?;
+    fs::rename(&beside, model).with_context(|| model.display().to_string())?;
     Ok(true)
 }
 
@@ -279,9 +288,7 @@ fn write_tokenizer(folder: &Path, model: &Path, size: Size) -> anyhow::Result<Ch
     let special = SpecialTokens::new([("bos_token", "<bos>"), ("eos_token", "<eos>"), ("pad_token", "<pad>")]);
     advtrain::Tokenizer::from_parts(tokenizer, special)?.save(model)?;
     ChatTemplate::preset(TemplatePreset::Gemma)?.save(model)?;
-    fs::write(
-        model.join("generation_config.json"),
-        serde_json::to_string_pretty(&json!({"eos_token_id": [1, 4], "bos_token_id": 2, "pad_token_id": 0}))?,
-    )?;
+    let ids = json!({"eos_token_id": [1, 4], "bos_token_id": 2, "pad_token_id": 0});
+    write(&model.join("generation_config.json"), serde_json::to_string_pretty(&ids)?)?;
     Ok(ChatFormat::load(model)?)
 }

@@ -11,7 +11,8 @@ const UPDATES: usize = 20;
 /// Watches whether the attack still lowers its objective, and warns once when it no longer does.
 ///
 /// A model can withstand an attack, or learn to lead so short a one astray (catastrophic overfitting, Wong et al. 2020): the
-/// metrics of training look alike in both cases, and a stronger attack tells which it is.
+/// metrics of training look alike in both cases, and a stronger attack tells which it is. An attack that
+/// returns its best iterate is never warned of: its last objective is the lowest of all, and so at most the first.
 #[derive(Debug, Default)]
 pub(super) struct AttackWatch {
     /// The objective at the first candidate and at the last, of each of the last updates.

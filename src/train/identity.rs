@@ -28,6 +28,8 @@ pub(super) fn of_run(settings: &TrainSettings, data: &TrainingData, updates: usi
     identity.insert("number of updates".into(), updates.to_string());
     identity.insert("robust rows".into(), Example::digest(&data.robust));
     identity.insert("utility rows".into(), Example::digest(&data.utility));
+    identity.insert("version".into(), env!("CARGO_PKG_VERSION").into());
+    identity.insert("libtorch".into(), option_env!("ADVTRAIN_LIBTORCH").unwrap_or("unknown").into());
     Ok(identity)
 }
 

@@ -107,13 +107,15 @@ impl<'a> ReadPrompt<'a> {
         let mut left = &order[..];
         while !left.is_empty() {
             let (chunk, rest) = left.split_at(left.len().min(*rows));
-            match self.losses_of_chunk(model, near.strings, &common, chunk, loss, cost) {
+            let mut of_chunk = SearchCost::default();
+            match self.losses_of_chunk(model, near.strings, &common, chunk, loss, &mut of_chunk) {
                 Err(error) if chunk.len() > 1 && error.is_out_of_memory() => {
                     *rows = chunk.len() / 2;
                     tracing::info!(rows = *rows, "memory ran out: a token search computes fewer candidates at a time");
                 }
                 found => {
                     chunk.iter().zip(found?).for_each(|(at, loss)| losses[*at] = loss);
+                    cost.add(&of_chunk);
                     left = rest;
                 }
             }
