@@ -146,13 +146,15 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     if trainer.run(&STOP)? == Finish::Stopped {
         return Ok(stopped(&out));
     }
-    let model = trainer.into_model();
+    // The run has given the folder free; this keeps others out of it until the results are there.
+    trainer.resume()?;
+    let model = trainer.model();
     eprintln!("measuring the trained model");
-    let Some(after) = measuring.measure(&model, &inputs.format, &inputs.held_out, &STOP)? else {
+    let Some(after) = measuring.measure(model, &inputs.format, &inputs.held_out, &STOP)? else {
         return Ok(stopped(&out));
     };
     println!("{}", table(&before, &after));
-    write_results(&arguments, &inputs, &model, &out, &before, &after)?;
+    write_results(&arguments, &inputs, model, &out, &before, &after)?;
     Ok(Finish::Completed)
 }
 
