@@ -493,12 +493,13 @@ impl Work<'_> {
         let names: BTreeSet<String> = made.map(|record| record.attack.clone()).collect();
         let mut written = HashMap::new();
         for name in names {
-            if let Some(other) = written.insert(file_name(&name), name.clone()) {
+            let file = file_name(&name);
+            if let Some(other) = written.insert(file.clone(), name.clone()) {
                 let error = anyhow::anyhow!("would have the file of {other}; rename the replayed file");
                 self.note(&format!("completions of {name}"), &error);
                 continue;
             }
-            let file = |folder: &str| out.join(folder).join(format!("{}.json", file_name(&name)));
+            let file = |folder: &str| out.join(folder).join(format!("{file}.json"));
             match save_completions(&self.evaluation, &name, file("test_cases"), file("completions")) {
                 Ok(left_out) if left_out.is_empty() => {}
                 Ok(left_out) => {

@@ -84,6 +84,7 @@ mod loss;
 mod model;
 mod tensor;
 mod train;
+mod version;
 
 pub use attack::*;
 pub use config::{Algorithm, DataSettings, LossConfig, ModelPreset, ModelSettings, Preset, RunConfig};

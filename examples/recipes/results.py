@@ -141,7 +141,7 @@ def of_tasks(model):
 
 
 def evaluated(folder, run):
-    """What the report of a run says of its model."""
+    """What the report of a run says of its model; models that stand in one report must have been treated alike."""
     path = folder / f"evaluation-{run}" / "report.json"
     report = read(path)
     if report is None:

@@ -87,6 +87,7 @@ impl GivenFiles {
 
 /// Reads everything; at most `measured` rows of each set are held out to measure on.
 pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: usize) -> Result<Rows> {
+    // The share alone is looked at, once and where its option is known.
     is_held_out("", files.held_out, config.train.seed).context("--held-out")?;
     let mut reader = Reader { config, format, reports: Vec::new() };
     let (mut pairs, held_out_pairs) = reader.pairs(files)?;

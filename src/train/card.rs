@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::metrics::UpdateMetrics;
-use crate::{Result, RunConfig, files};
+use crate::{Result, RunConfig, files, version::VERSION};
 
 /// What a reader of an adapter must know: from what, how and how long it was trained, and what that did.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl ModelCard<'_> {
              Over-refusal of harmless requests is in the table and should be looked at before use.\n\n\
              ## The run\n\n```toml\n{config}```\n",
             base = self.base_model,
-            version = env!("CARGO_PKG_VERSION"),
+            version = VERSION,
             updates = self.updates.len(),
             results = self.results,
             config = self.config.to_toml()?,

@@ -5,7 +5,10 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 
 use super::{data::TrainingData, settings::TrainSettings};
-use crate::{Error, Example, Result};
+use crate::{
+    Error, Example, Result,
+    version::{LIBTORCH, VERSION},
+};
 
 /// Everything that a run's result depends on, each thing by its name: kept in checkpoints, so that a run goes on only as what
 /// it was.
@@ -28,8 +31,8 @@ pub(super) fn of_run(settings: &TrainSettings, data: &TrainingData, updates: usi
     identity.insert("number of updates".into(), updates.to_string());
     identity.insert("robust rows".into(), Example::digest(&data.robust));
     identity.insert("utility rows".into(), Example::digest(&data.utility));
-    identity.insert("version".into(), env!("CARGO_PKG_VERSION").into());
-    identity.insert("libtorch".into(), option_env!("ADVTRAIN_LIBTORCH").unwrap_or("unknown").into());
+    identity.insert("version".into(), VERSION.into());
+    identity.insert("libtorch".into(), LIBTORCH.into());
     Ok(identity)
 }
 

@@ -11,7 +11,10 @@ use serde_json::{Value, json};
 use tch::Device;
 
 use crate::{
-    ChatFormat, Date, Dtype, Error, Generation, Message, Result, Subject, TrainableLm, digest::bytes_digest, files,
+    ChatFormat, Date, Dtype, Error, Generation, Message, Result, Subject, TrainableLm,
+    digest::bytes_digest,
+    files,
+    version::{LIBTORCH, VERSION},
 };
 
 /// The file of an evaluation's folder that holds its [`Setup`].
@@ -139,8 +142,8 @@ impl Setup {
             date: template.uses_clock().then(|| template.date()),
             dtype: Dtype::of(lm.kind()),
             generation: subject.generation().clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            libtorch: option_env!("ADVTRAIN_LIBTORCH").unwrap_or("unknown").into(),
+            version: VERSION.into(),
+            libtorch: LIBTORCH.into(),
             device: device_name(lm.device()),
             rows: subject.rows(),
             inputs: EvaluationInputs::default(),
