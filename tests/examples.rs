@@ -237,6 +237,34 @@ fn another_run_in_the_same_folder_is_refused_and_changes_nothing() {
 }
 
 #[test]
+fn training_goes_on_from_an_adapter() {
+    let folder = tempfile::tempdir().unwrap();
+    let [first, second] = ["first", "second"].map(|name| folder.path().join(name));
+    succeeds(toy().run("advipo_gemma", &first).args(["--updates", "8"]));
+    let read = |path: PathBuf| -> Value { serde_json::from_str(&fs::read_to_string(path).unwrap()).unwrap() };
+    let adapter = first.join("adapter");
+    let on = |out: &Path| {
+        let mut command = toy().run("advipo_gemma", out);
+        command.args(["--updates", "8", "--epsilon", "0.2", "--measured-epsilon", "0.1", "--adapter"]).arg(&adapter);
+        command
+    };
+    succeeds(&mut on(&second));
+    let [after, before] = [first.join("after.json"), second.join("before.json")].map(read);
+    assert_ne!(read(first.join("before.json"))["measured"], after);
+    assert_eq!(before["measured"], after);
+    assert_ne!(read(second.join("after.json")), after);
+    let [was, is] = [&first, &second].map(|out| RunConfig::read(out.join("run.toml")).unwrap().lora);
+    assert_eq!((is.rank, is.alpha), (was.rank, was.alpha));
+    let card = fs::read_to_string(second.join("adapter/README.md")).unwrap();
+    assert!(card.contains(&format!("on from the adapter {}", adapter.display())), "{card}");
+    // Another start is another run.
+    fails(
+        toy().run("advipo_gemma", &second).args(["--updates", "8", "--epsilon", "0.2"]),
+        "a checkpoint of another run",
+    );
+}
+
+#[test]
 fn a_preset_can_be_printed_and_read_back() {
     let folder = tempfile::tempdir().unwrap();
     let of_family = |family: &str| {

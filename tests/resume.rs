@@ -146,6 +146,8 @@ fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
     let three_steps = Pgd { steps: 3, ..Pgd::default() };
     let mut other_model = toy::decoder_of_seed(4);
     other_model.add_lora(&toy::lora(0.3), 5).unwrap();
+    let mut other_start = toy::decoder();
+    other_start.add_lora(&toy::lora(0.3), 6).unwrap();
     let mut other_data = mixed();
     other_data.utility[0] = useful(17);
     let shorter = OptimizerConfig { learning_rate: 1e-3, ..settings().optimizer };
@@ -160,6 +162,7 @@ fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
         (random_run().data(other_data), "utility rows was"),
         (random_run_of(with_lora(0.2)), "adapter was"),
         (random_run_of(other_model), "original model was"),
+        (random_run_of(other_start), "weights to train, at the start was"),
     ] {
         let error = resume(builder).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");

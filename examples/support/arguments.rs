@@ -17,6 +17,9 @@ pub struct Arguments {
     /// A Hugging Face model folder
     #[arg(long)]
     pub model: Option<PathBuf>,
+    /// A folder with an adapter (PEFT) to train on, in place of a fresh one. Reference values stay those of the model without
+    #[arg(long, requires = "model")]
+    pub adapter: Option<PathBuf>,
     #[command(flatten)]
     pub files: GivenFiles,
     /// A run's TOML file, in place of a preset

@@ -14,6 +14,7 @@ use advtrain::{
     AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
     ModelCard, Preset, Progress, Request, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, UpdateMetrics,
     device,
+    tch::{Device, Kind},
 };
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
@@ -106,25 +107,28 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let Some((model_folder, files)) = model_and_files(&arguments, &out)? else { return Ok(stopped(&out)) };
     let format = Arc::new(chat_format(&mut config, &model_folder, &out)?);
     let rows = inputs::read(&files, &config, &format, arguments.measured)?;
-    let inputs = Inputs { model_folder, config, format, held_out: Arc::new(rows.held_out) };
 
-    let load = || Decoder::load(&inputs.model_folder, kind, device);
-    let mut trainer = trainer(&inputs.config, rows.training, load()?, &out)?;
+    let load = || model_to_train(&model_folder, arguments.adapter.as_deref(), kind, device);
+    let model = load()?;
+    config.lora = model.lora().cloned().unwrap_or(config.lora);
+    let inputs = Inputs { model_folder: model_folder.clone(), config, format, held_out: Arc::new(rows.held_out) };
+    let measuring = measuring(&arguments, &inputs.config);
+    let known = Known { path: out.join("before.json"), of: fingerprint(&model, &inputs, &measuring)? };
+    let mut trainer = trainer(&inputs.config, rows.training, model, &out)?;
     let done = trainer.resume()?;
     inputs.config.write(out.join("run.toml"))?;
-    let read = json!({"model": inputs.model_folder, "files": files, "reports": rows.reports});
+    let read =
+        json!({"model": inputs.model_folder, "adapter": arguments.adapter, "files": files, "reports": rows.reports});
     write_json(&out.join("inputs.json"), &read)?;
     if done > 0 {
         eprintln!("going on after update {done} of {}", trainer.updates_total());
     }
 
-    let measuring = measuring(&arguments, &inputs.config);
-    let known = Known { path: out.join("before.json"), of: fingerprint(trainer.model(), &inputs, &measuring)? };
     let before = match known.read()? {
         Some(before) => before,
         None => {
             eprintln!("measuring the model as it is");
-            // Until the first update the adapter changes nothing.
+            // Until the first update a fresh adapter changes nothing.
             let original = if done > 0 { Some(load()?) } else { None };
             let model = original.as_ref().unwrap_or_else(|| trainer.model());
             match measuring.measure(model, &inputs.format, &inputs.held_out, &STOP)? {
@@ -199,7 +203,16 @@ fn chat_format(config: &mut RunConfig, model_folder: &Path, out: &Path) -> Resul
     Ok(format.with_date(date))
 }
 
-/// The trainer that a configuration describes, its adapter added to the model.
+/// The model, with the adapter that training begins with if it is not a fresh one.
+fn model_to_train(folder: &Path, adapter: Option<&Path>, kind: Kind, device: Device) -> Result<Decoder> {
+    let mut model = Decoder::load(folder, kind, device)?;
+    if let Some(adapter) = adapter {
+        model.load_lora(adapter)?;
+    }
+    Ok(model)
+}
+
+/// The trainer that a configuration describes, its adapter added to a model that has none.
 pub fn trainer(
     config: &RunConfig,
     data: TrainingData,
@@ -209,7 +222,9 @@ pub fn trainer(
     if config.train.utility_share > 0.0 && data.utility.is_empty() {
         anyhow::bail!("train.utility_share = {}: needs chats to stay useful on: --utility", config.train.utility_share);
     }
-    model.add_lora(&config.lora, config.train.seed)?;
+    if model.lora().is_none() {
+        model.add_lora(&config.lora, config.train.seed)?;
+    }
     let mut builder = AdversarialTrainer::builder(model)
         .robust(config.loss.build())
         .utility(config.utility.clone())
@@ -242,14 +257,18 @@ fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
     }
 }
 
-/// What a measurement depends on.
+/// What a measurement depends on; `model` is the one that training begins with.
 fn fingerprint(model: &Decoder, inputs: &Inputs, measuring: &Measuring) -> Result<String> {
     let Inputs { format, held_out, .. } = inputs;
     let asked = |request: &Request| Example::new(&request.id, format.prompt(&[request.message()])?, Vec::new());
     let requests = held_out.requests.iter().map(asked).collect::<advtrain::Result<Vec<_>>>()?;
     let rows = [&held_out.rows, &held_out.chat_rows, &requests].map(|rows| Example::digest(rows)).join(", ");
     let (kind, version) = (model.kind(), env!("CARGO_PKG_VERSION"));
-    Ok(format!("{} in {kind:?} {rows} {measuring:?} by {version}", model.fingerprint()?))
+    let adapter = match model.lora() {
+        Some(_) => format!(" with the adapter {}", model.trained_fingerprint()?),
+        None => String::new(),
+    };
+    Ok(format!("{}{adapter} in {kind:?} {rows} {measuring:?} by {version}", model.fingerprint()?))
 }
 
 /// Figures that were measured before, kept with what they are of.
@@ -307,6 +326,7 @@ fn write_results(
     let metrics: Vec<UpdateMetrics> = JsonLines::read(out.join("metrics.jsonl"))?;
     ModelCard {
         base_model: &inputs.model_folder.to_string_lossy(),
+        begun_from: arguments.adapter.as_ref().map(|adapter| adapter.to_string_lossy()).as_deref(),
         config: &inputs.config,
         updates: &metrics,
         results: &table(before, after),

@@ -4,6 +4,7 @@ use tch::{Device, Kind, Tensor};
 
 use super::{
     behind::Prepended,
+    fingerprint,
     generate::{self, Generation},
     head,
     perturbation::Perturbation,
@@ -205,6 +206,15 @@ pub trait TrainableLm: CausalLm {
     /// # Errors
     /// If libtorch fails.
     fn fingerprint(&self) -> Result<String>;
+
+    /// A text that differs between models whose trained tensors hold different numbers. Of a model that no update was made
+    /// on it tells where its training begins; a checkpoint keeps that, and a run goes on only with the same.
+    ///
+    /// # Errors
+    /// If libtorch fails.
+    fn trained_fingerprint(&self) -> Result<String> {
+        fingerprint::of(&self.parameters())
+    }
 }
 
 /// A trained tensor and its name.

@@ -6,7 +6,6 @@ use std::{
 };
 
 use serde_json::Value;
-use sha2::{Digest, Sha256};
 use tch::{Device, Kind, Tensor};
 
 use super::{
@@ -16,6 +15,7 @@ use super::{
     causal_lm::{CausalLm, Hidden, Input, Last, Parameter, TrainableLm},
     config::{DecoderConfig, NormKind},
     earlier::{Earlier, ReadText},
+    fingerprint,
     generate::{self, Generation},
     head,
     linear::{Linear, LinearMode},
@@ -27,7 +27,7 @@ use super::{
     rope::Rope,
     weights::{FolderWeights, RandomWeights, WeightSource},
 };
-use crate::{Batch, Error, Layout, Result, digest::hex, error::Context, files, tensor, tensor::is_recorded};
+use crate::{Batch, Error, Layout, Result, error::Context, files, tensor::is_recorded};
 
 /// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
 /// its linear layers.
@@ -266,15 +266,6 @@ impl Decoder {
     }
 }
 
-/// At most 4096 numbers of a tensor, evenly spread, all of them where there are no more: exact, and so the same on every
-/// device and in every dtype that holds them. The step is odd, so that it does not stay in one column of a matrix whose
-/// width is a power of two.
-fn sample(tensor: &Tensor) -> Result<Vec<f64>> {
-    let flat = tensor.f_reshape([-1])?;
-    let step = flat.numel().max(1).div_ceil(4096) | 1;
-    tensor::numbers(&flat.f_slice(0, None, None, step as i64)?)
-}
-
 /// Says in the log, once per process, that a text is longer than the model was made for.
 fn warn_beyond(longest: usize, max_positions: usize) {
     static ONCE: Once = Once::new();
@@ -387,17 +378,8 @@ impl TrainableLm for Decoder {
         self.lora.is_some()
     }
 
-    /// Of the shapes and of up to 4096 numbers of each tensor: models that differ nowhere else share it.
     fn fingerprint(&self) -> Result<String> {
-        let _guard = tch::no_grad_guard();
-        let mut hash = Sha256::new();
-        for Parameter { name, tensor } in self.weights() {
-            hash.update(format!("{name} {:?}", tensor.size()));
-            for number in sample(&tensor)? {
-                hash.update(number.to_le_bytes());
-            }
-        }
-        Ok(hex(&hash.finalize()))
+        fingerprint::of(&self.weights())
     }
 }
 

@@ -11,6 +11,7 @@ mod decoder;
 mod device;
 mod earlier;
 mod export;
+mod fingerprint;
 mod generate;
 mod head;
 mod hf_config;

@@ -180,6 +180,7 @@ impl<M: TrainableLm> TrainerBuilder<M> {
         Ok(Identity::from([
             (MODEL.into(), format!("{} in {:?}", self.model.fingerprint()?, self.model.kind())),
             ("adapter".into(), self.model.describe()),
+            ("weights to train, at the start".into(), self.model.trained_fingerprint()?),
             ("attack".into(), attack),
             ("attack settings".into(), around),
             ("attack objective".into(), self.objective.describe()),

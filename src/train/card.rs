@@ -10,6 +10,8 @@ use crate::{Result, RunConfig, files, version::VERSION};
 pub struct ModelCard<'a> {
     /// The model that the adapter is for.
     pub base_model: &'a str,
+    /// The adapter that training began with, where it was not a fresh one.
+    pub begun_from: Option<&'a str>,
     /// The run.
     pub config: &'a RunConfig,
     /// Its metrics.
@@ -31,11 +33,12 @@ impl ModelCard<'_> {
         let seconds: f64 = self.updates.iter().map(|update| update.seconds).sum();
         let passes: u64 =
             self.updates.iter().filter_map(|update| update.attack.as_ref()).map(|attack| attack.backward_passes).sum();
+        let begun_from = self.begun_from.map_or(String::new(), |adapter| format!(" on from the adapter {adapter}"));
         let rows: usize = self.updates.iter().map(|update| update.rows).sum();
         Ok(format!(
             "---\nbase_model: {base}\nlibrary_name: peft\ntags: [adversarial-training]\n---\n\n\
              # Adapter trained against a continuous embedding attack\n\n\
-             Trained with advtrain {version}: {updates} updates, {rows} rows, {passes} backward passes of the attack over \
+             Trained{begun_from} with advtrain {version}: {updates} updates, {rows} rows, {passes} backward passes of the attack over \
              micro-batches, {seconds:.0} seconds.\n\n\
              ## Before and after\n\n\
              Rates with their count and 95 % Wilson interval, on behaviours and chats that were not trained on.\n\n\
