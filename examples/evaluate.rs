@@ -24,7 +24,7 @@ use std::{
 };
 
 use advtrain::{
-    Access, Case, CausalLm, ChatFormat, ChatTemplate, Decoder, DecoderConfig, Dtype, Evaluation, EvaluationInputs,
+    Access, Case, CausalLm, ChatFormat, ChatTemplate, DecoderConfig, Dtype, Evaluation, EvaluationInputs,
     EvaluationPreset, EvaluationSettings, Finish, Framing, Generation, InputFile, Judge, PromptAttack, Report, Setup,
     Subject, ThreatModel, Tokenizer, device, load_completions, load_test_cases, save_completions,
 };
@@ -342,10 +342,8 @@ fn one(inputs: &Inputs, candidate: &Candidate) -> Result<Ended> {
     let config = DecoderConfig::read(&candidate.model)?;
     let tasks = tasks::read(&inputs.utility, &format, Framing::text_for(config.family), config.max_positions)?;
     tasks.notes.iter().for_each(|note| eprintln!("{note}"));
-    let mut decoder = Decoder::load(&candidate.model, inputs.place.kind, inputs.place.device)?;
-    if let Some(adapter) = &candidate.adapter {
-        decoder.load_lora(adapter)?;
-    }
+    let (kind, device) = (inputs.place.kind, inputs.place.device);
+    let decoder = job::load_model(&candidate.model, candidate.adapter.as_deref(), kind, device)?;
     let frozen = decoder.frozen(false)?;
     let model = frozen.as_deref().unwrap_or(&decoder);
     let max_new_tokens = inputs.settings.max_new_tokens;

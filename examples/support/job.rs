@@ -107,11 +107,13 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let Some((model_folder, files)) = model_and_files(&arguments, &out)? else { return Ok(stopped(&out)) };
     let format = Arc::new(chat_format(&mut config, &model_folder, &out)?);
     let rows = inputs::read(&files, &config, &format, arguments.measured)?;
+    let mut inputs = Inputs { model_folder, config, format, held_out: Arc::new(rows.held_out) };
 
-    let load = || model_to_train(&model_folder, arguments.adapter.as_deref(), kind, device);
+    let load = || load_model(&inputs.model_folder, arguments.adapter.as_deref(), kind, device);
     let model = load()?;
-    config.lora = model.lora().cloned().unwrap_or(config.lora);
-    let inputs = Inputs { model_folder: model_folder.clone(), config, format, held_out: Arc::new(rows.held_out) };
+    if let Some(lora) = model.lora() {
+        inputs.config.lora = lora.clone();
+    }
     let measuring = measuring(&arguments, &inputs.config);
     let known = Known { path: out.join("before.json"), of: fingerprint(&model, &inputs, &measuring)? };
     let mut trainer = trainer(&inputs.config, rows.training, model, &out)?;
@@ -128,7 +130,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
         Some(before) => before,
         None => {
             eprintln!("measuring the model as it is");
-            // Until the first update a fresh adapter changes nothing.
+            // Until the first update the trainer's model is the one to measure: a fresh adapter changes nothing.
             let original = if done > 0 { Some(load()?) } else { None };
             let model = original.as_ref().unwrap_or_else(|| trainer.model());
             match measuring.measure(model, &inputs.format, &inputs.held_out, &STOP)? {
@@ -203,8 +205,8 @@ fn chat_format(config: &mut RunConfig, model_folder: &Path, out: &Path) -> Resul
     Ok(format.with_date(date))
 }
 
-/// The model, with the adapter that training begins with if it is not a fresh one.
-fn model_to_train(folder: &Path, adapter: Option<&Path>, kind: Kind, device: Device) -> Result<Decoder> {
+/// A model, with an adapter if one is named.
+pub fn load_model(folder: &Path, adapter: Option<&Path>, kind: Kind, device: Device) -> Result<Decoder> {
     let mut model = Decoder::load(folder, kind, device)?;
     if let Some(adapter) = adapter {
         model.load_lora(adapter)?;
