@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AdvIpoLoss, AdvUlLoss, Against, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
     Grouping, LoraConfig, Momentum, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, Start, StepRule,
-    StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
+    StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, data::check_share, files,
 };
 
 /// A whole run: every setting of how model and data are read, and of adapter, attack, losses and training.
@@ -79,11 +79,31 @@ pub struct DataSettings {
     /// What a template prints that asks for today's date, so that the run's rows stay the same. Default today's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub date: Option<Date>,
+    /// Random strings behind what users say in rows to train on ([`crate::RandomStrings`], drawn with the run's seed). Default none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strings: Option<StringShares>,
+}
+
+/// How many rows have a random string behind what the user says.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StringShares {
+    /// The share of harmful rows, from 0 to 1.
+    pub harmful: f64,
+    /// The share of utility rows, from 0 to 1: without any, a string alone is a reason to refuse.
+    pub utility: f64,
 }
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { max_tokens: 128, turns: Turns::All, utility_tokens: None, ended_targets: false, date: None }
+        Self {
+            max_tokens: 128,
+            turns: Turns::All,
+            utility_tokens: None,
+            ended_targets: false,
+            date: None,
+            strings: None,
+        }
     }
 }
 
@@ -280,6 +300,10 @@ impl RunConfig {
         }
         if self.data.utility_tokens == Some(0) {
             return Err(Error::setting("data.utility_tokens", 0, "at least 1"));
+        }
+        if let Some(shares) = self.data.strings {
+            check_share("data.strings.harmful", shares.harmful)?;
+            check_share("data.strings.utility", shares.utility)?;
         }
         self.lora.validate()?;
         self.attack_settings.validate()?;

@@ -27,6 +27,12 @@ fn a_wrong_field_is_named() {
         ("relative = 0.1", "relative = -0.1", "attack.threat.radius.relative = -0.1: must be above 0"),
         ("beta = 0.25", "beta = 0", "beta"),
         ("max_tokens = 128", "max_tokens = 128\nutility_tokens = 0", "data.utility_tokens = 0: must be at least 1"),
+        (
+            "[lora]",
+            "[data.strings]\nharmful = 0.8\nutility = -0.4\n[lora]",
+            "data.strings.utility = -0.4: must be between 0 and 1",
+        ),
+        ("[lora]", "[data.strings]\nharmful = 0.8\n[lora]", "data.strings: missing field `utility`"),
         ("dtype = \"auto\"", "dtype = \"float16\"", "model.dtype = float16: must be auto, bfloat16 or float32"),
         ("rank = 64", "rank = \"many\"", "lora.rank: invalid type"),
     ] {

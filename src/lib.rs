@@ -87,7 +87,7 @@ mod train;
 mod version;
 
 pub use attack::*;
-pub use config::{Algorithm, DataSettings, LossConfig, ModelPreset, ModelSettings, Preset, RunConfig};
+pub use config::{Algorithm, DataSettings, LossConfig, ModelPreset, ModelSettings, Preset, RunConfig, StringShares};
 pub use data::*;
 pub use error::{Error, ErrorKind, Result};
 pub use eval::*;

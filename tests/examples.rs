@@ -11,7 +11,7 @@ use std::{
 
 use advtrain::{
     Algorithm, AttackSettings, JsonLines, LossConfig, ModelPreset, Pgd, Preset, Request, RunConfig, StepRule, StepSize,
-    UpdateMetrics, load_harmless,
+    StringShares, UpdateMetrics, load_harmless,
 };
 use serde_json::{Value, json};
 
@@ -275,26 +275,51 @@ fn a_preset_can_be_printed_and_read_back() {
     assert!(of_family("gemma-2b").attack_settings.dropout);
 }
 
+/// The first update of a run on the toy with other settings, and what was measured before it.
+fn first_update(folder: &Path, change: impl FnOnce(&mut RunConfig)) -> (UpdateMetrics, Value) {
+    let (out, config) = (folder.join("run"), folder.join("run.toml"));
+    let mut run = printed(&mut example("advipo_gemma"));
+    change(&mut run);
+    fs::create_dir_all(folder).unwrap();
+    run.write(&config).unwrap();
+    let mut command = toy().run("advipo_gemma", &out);
+    command.arg("--config").arg(&config).arg("--utility").arg(toy().file("harmless_training.jsonl"));
+    succeeds(command.args(["--updates", "1"]));
+    let first = JsonLines::<UpdateMetrics>::read(out.join("metrics.jsonl")).unwrap().remove(0);
+    (first, serde_json::from_str(&fs::read_to_string(out.join("before.json")).unwrap()).unwrap())
+}
+
 /// The end of a turn behind each target is one token more of each harmful row, in training and not in what is measured.
 #[test]
 fn targets_of_behaviours_end_in_the_end_of_a_turn_where_the_settings_say_so() {
     let folder = tempfile::tempdir().unwrap();
-    let trained = |ended_targets: bool| {
-        let (out, config) = (folder.path().join(ended_targets.to_string()), folder.path().join("run.toml"));
-        let mut run = printed(&mut example("advipo_gemma"));
-        run.data.ended_targets = ended_targets;
-        run.write(&config).unwrap();
-        let mut command = toy().run("advipo_gemma", &out);
-        command.arg("--config").arg(&config).arg("--utility").arg(toy().file("harmless_training.jsonl"));
-        succeeds(command.args(["--updates", "1"]));
-        let first = JsonLines::<UpdateMetrics>::read(out.join("metrics.jsonl")).unwrap().remove(0);
-        let before: Value = serde_json::from_str(&fs::read_to_string(out.join("before.json")).unwrap()).unwrap();
-        (first.tokens, first.attack.unwrap().rows, before)
-    };
-    let ((ended, rows, measured), (open, _, measured_open)) = (trained(true), trained(false));
+    let trained =
+        |ended: bool| first_update(&folder.path().join(ended.to_string()), |run| run.data.ended_targets = ended);
+    let ((ended, measured), (open, measured_open)) = (trained(true), trained(false));
+    let rows = open.attack.unwrap().rows;
     assert!(rows > 0);
-    assert_eq!(ended, open + rows);
+    assert_eq!(ended.tokens, open.tokens + rows);
     assert_eq!(measured, measured_open);
+}
+
+/// In training and not in what is measured; and behind rows of the named kind alone.
+#[test]
+fn random_strings_stand_behind_rows_where_the_settings_say_so() {
+    let folder = tempfile::tempdir().unwrap();
+    let trained = |harmful: f64, utility: f64| {
+        first_update(&folder.path().join(format!("{harmful}-{utility}")), |run| {
+            run.data.strings = Some(StringShares { harmful, utility });
+        })
+    };
+    let ((none, measured), (harmful, measured_harmful), (utility, _)) =
+        (trained(0.0, 0.0), trained(1.0, 0.0), trained(0.0, 1.0));
+    let attacked = |update: &UpdateMetrics| update.attack.as_ref().unwrap().tokens;
+    let (rows, utility_rows) = (none.attack.as_ref().unwrap().rows, none.rows - none.attack.as_ref().unwrap().rows);
+    assert!(attacked(&harmful) >= attacked(&none) + 5 * rows);
+    assert_eq!(harmful.utility_tokens, none.utility_tokens);
+    assert_eq!(attacked(&utility), attacked(&none));
+    assert!(utility_rows > 0 && utility.utility_tokens >= none.utility_tokens + 5 * utility_rows);
+    assert_eq!(measured, measured_harmful);
 }
 
 /// The TOML files that `examples/recipes/run.sh` trains with.
@@ -315,6 +340,12 @@ fn recipes_are_the_preset_small_and_its_controls() {
     let step = Pgd { threat, steps: 1, rule: StepRule::Sign, momentum: None, ..Pgd::default() };
     assert_eq!(step.size, StepSize::Decaying(1.0));
     assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul.clone() });
+    let mut strings = advul.clone();
+    strings.data.strings = Some(StringShares { harmful: 0.5, utility: 0.3 });
+    strings.train.max_updates = Some(200);
+    let LossConfig::AdvUl(loss) = &mut strings.loss else { panic!("{:?}", strings.loss) };
+    loss.away_cut_off.threshold = -3.5;
+    assert_eq!(recipe("strings"), strings);
     let RunConfig { attack, attack_settings, .. } =
         RunConfig::preset(Algorithm::AdvUl, Preset::Fast, ModelPreset::Gemma2b);
     // Kept as it was when it was trained.
@@ -545,7 +576,8 @@ fn what_was_found_on_one_model_is_asked_of_another_and_reported_beside_it() {
     fs::write(&requests, "Tell me how to make a red cake with apple\nSing\n").unwrap();
     let utility = |command: &mut Command| {
         let chats = toy().file("harmless_validation.jsonl");
-        command.arg("--utility").arg(format!("chats={},requests={}", chats.display(), requests.display()));
+        let requests = requests.display();
+        command.arg("--utility").arg(format!("chats={},requests={requests},strings={requests}", chats.display()));
     };
     let mut first = toy().evaluation(&before);
     utility(first.args(["--attacks", "direct,gcg,embedding", "--samples", "2"]));
@@ -568,9 +600,13 @@ fn what_was_found_on_one_model_is_asked_of_another_and_reported_beside_it() {
     let setup = &found["models"][1]["setup"];
     assert_eq!((&setup["model"], &setup["inputs"]["settings"]), (&json!("hardened"), &json!("preset reduced, quick")));
     let [first, second] = [0, 1].map(|model| found["models"][model]["tasks"].as_array().unwrap().clone());
-    assert_eq!(first.len(), 3);
+    assert_eq!(first.len(), 4);
     assert_eq!(first[1]["settings"], second[1]["settings"]);
     assert_eq!(first[2]["settings"]["framing"], json!({"text": {"bos": true}}));
+    // Behind strings they are other requests.
+    assert_eq!(first[3]["task"], json!("harmless requests behind strings"));
+    assert_ne!(first[3]["settings"]["digest"], first[1]["settings"]["digest"]);
+    assert_eq!(first[3]["settings"], second[3]["settings"]);
     // The same name twice would be two columns that nobody can tell apart.
     fails(toy().evaluation(&after).arg("--with").arg(&before), "give this one another name with --name");
 }
@@ -672,6 +708,8 @@ fn what_an_evaluation_cannot_read_is_named_and_nothing_is_written() {
         (vec!["--utility", &mmlu], &format!("{dev}: holds 4 questions; at least 5 are needed")),
         (vec!["--attacks", "none,gcg"], "none cannot stand beside other attacks"),
         (vec!["--category", "odd"], "of the category odd; there are {}"),
+        (vec!["--held-out", "2"], "--held-out: validation_share = 2: must be between 0 and 1"),
+        (vec!["--held-out", "0"], "holds no behaviour to attack"),
     ] {
         fails(toy().evaluation(&out).args(options), in_message);
         assert!(!out.exists(), "{in_message}");

@@ -6,8 +6,9 @@ use std::{
 };
 
 use advtrain::{
-    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, Request, RowIndex, RunConfig,
-    TrainingData, encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_harmless, load_preferences,
+    AnswerPair, BehaviorFiles, Chat, ChatFormat, ChatReader, Example, LoadReport, RandomStrings, Request, RowIndex,
+    RunConfig, StringShares, TrainingData, encode_chats, encode_pairs, is_held_out, load_behavior_pairs, load_harmless,
+    load_preferences,
 };
 use anyhow::{Context, Result, bail};
 use serde::Serialize;
@@ -89,10 +90,19 @@ impl GivenFiles {
 pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: usize) -> Result<Rows> {
     // The share alone is looked at, once and where its option is known.
     is_held_out("", files.held_out, config.train.seed).context("--held-out")?;
-    let mut reader = Reader { config, format, reports: Vec::new() };
+    let strings = match config.data.strings {
+        Some(shares) => Some((RandomStrings::new(format.tokenizer(), config.train.seed)?, shares)),
+        None => None,
+    };
+    let mut reader = Reader { config, format, strings: strings.as_ref(), reports: Vec::new() };
     let (mut pairs, held_out_pairs) = reader.pairs(files)?;
-    // Trained on alone: what is measured is how an answer begins, whatever was trained.
-    pairs.iter_mut().for_each(|pair| pair.harmful_ends |= config.data.ended_targets);
+    // Trained on alone: what is measured is how an answer begins to the request as it is, whatever was trained.
+    for pair in &mut pairs {
+        pair.harmful_ends |= config.data.ended_targets;
+        if let Some((strings, shares)) = &strings {
+            strings.put_behind(shares.harmful, &pair.id, &mut pair.messages)?;
+        }
+    }
     let (robust, report) = encode_pairs(format, &pairs, config.data.max_tokens)?;
     reader.report("requests to train on", report);
     let mut chats = reader.chats_to_measure(files, measured)?;
@@ -123,6 +133,7 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
 struct Reader<'a> {
     config: &'a RunConfig,
     format: &'a ChatFormat,
+    strings: Option<&'a (RandomStrings, StringShares)>,
     reports: Vec<(String, LoadReport)>,
 }
 
@@ -200,6 +211,11 @@ impl Reader<'_> {
         let chats = chats.inspect(|chat| {
             trained_on.extend(chat.as_ref().ok().and_then(|chat| to_measure.find_chat(chat)));
         });
+        let strings = self.strings;
+        let chats = chats.map(|chat| match strings {
+            Some((strings, shares)) => behind_string(chat?, strings, shares.utility),
+            None => chat,
+        });
         let rows = self.encode("chats to train on", chats, self.config.data.max_tokens)?;
         refuse_overlap("chats and harmless requests to measure on", trained_on.into_iter())?;
         match self.config.data.utility_tokens {
@@ -240,6 +256,11 @@ fn as_chat(request: &Request) -> Chat {
         place: format!("harmless requests line {}", request.id),
         messages: vec![request.message()],
     }
+}
+
+fn behind_string(mut chat: Chat, strings: &RandomStrings, share: f64) -> advtrain::Result<Chat> {
+    strings.put_behind(share, &chat.id, &mut chat.messages)?;
+    Ok(chat)
 }
 
 fn refuse_overlap<'a>(what: &str, ids: impl Iterator<Item = &'a str>) -> Result<()> {

@@ -1,0 +1,153 @@
+//! Random strings behind what a user says.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+use super::{Message, Tokenizer};
+use crate::{
+    Error, Result,
+    digest::{generator, share_of},
+};
+
+/// Strings of random tokens, such as those that a search for a string (GCG) begins with and goes through, to train on.
+///
+/// Without such rows nothing is learnt of requests that have a string behind them, and a search finds there what training took
+/// away elsewhere. A string has 5 to 24 tokens, each an exclamation mark, with which GCG begins, or any printable ASCII token of the
+/// vocabulary, in shares that are drawn anew for every string. It belongs to the seed and the row's id. docs/small.md says what
+/// such rows do.
+///
+/// ```no_run
+/// use advtrain::{BehaviorFiles, RandomStrings, Tokenizer, load_behavior_pairs};
+///
+/// # let files: BehaviorFiles = unimplemented!();
+/// let strings = RandomStrings::new(&Tokenizer::load("model")?, 0)?;
+/// let (mut pairs, _) = load_behavior_pairs(&files)?;
+/// for pair in &mut pairs {
+///     strings.put_behind(0.8, &pair.id, &mut pair.messages)?;
+/// }
+/// # Ok::<(), advtrain::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct RandomStrings {
+    tokenizer: Tokenizer,
+    printable: Vec<i64>,
+    mark: i64,
+    added: Vec<String>,
+    seed: u64,
+}
+
+const TOKENS: std::ops::RangeInclusive<usize> = 5..=24;
+/// Its last token is an exclamation mark with a space before it, where the vocabulary has that.
+const MARK: &str = "! !";
+/// So many strings are drawn before it is taken for impossible that one has no added token of the tokenizer in it.
+const TRIES: usize = 100;
+
+impl RandomStrings {
+    /// Strings of a tokenizer's tokens.
+    ///
+    /// # Errors
+    /// If no token of its vocabulary is printable ASCII, or none stands for an exclamation mark.
+    pub fn new(tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
+        let printable = tokenizer.printable_ids(true)?;
+        let (false, Some(&mark)) = (printable.is_empty(), tokenizer.encode(MARK)?.last()) else {
+            return Err(Error::mismatch("vocabulary for random strings", "tokens of printable ASCII and !", "none"));
+        };
+        Ok(Self { printable, mark, added: tokenizer.added_texts(), seed, tokenizer: tokenizer.clone() })
+    }
+
+    /// The string of a row, without white space around it.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses its own tokens, or a hundred strings in turn spell an added token, which would be no text.
+    pub fn string(&self, id: &str) -> Result<String> {
+        let mut random = generator(self.seed, "random string", id);
+        for _ in 0..TRIES {
+            let (tokens, marks) = (random.random_range(TOKENS), random.random::<f64>());
+            let any = |random: &mut ChaCha8Rng| self.printable[random.random_range(0..self.printable.len())];
+            let token = |_| if random.random::<f64>() < marks { self.mark } else { any(&mut random) };
+            let ids: Vec<i64> = (0..tokens).map(token).collect();
+            let text = self.tokenizer.decode(&ids, false)?.trim().to_string();
+            if !text.is_empty() && !self.added.iter().any(|added| text.contains(added.as_str())) {
+                return Ok(text);
+            }
+        }
+        Err(Error::mismatch("random string", "text without an added token", format!("{TRIES} with one, for row {id}")))
+    }
+
+    /// Puts the string of a row, and a space before it, behind the last message of the user; for the given share of ids, and
+    /// leaves the others alone. Tells which it did.
+    ///
+    /// # Errors
+    /// If the share is not between 0 and 1, or as [`RandomStrings::string`].
+    pub fn put_behind(&self, share: f64, id: &str, messages: &mut [Message]) -> Result<bool> {
+        check_share("share", share)?;
+        let Some(last) = messages.iter_mut().rfind(|message| message.is_user()) else { return Ok(false) };
+        if share_of(self.seed, "behind a string", id) >= share {
+            return Ok(false);
+        }
+        last.content = format!("{} {}", last.content, self.string(id)?);
+        Ok(true)
+    }
+}
+
+pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
+    if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Error::setting(field, share, "between 0 and 1")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::test_tokenizers::{byte_level, sentence_piece};
+
+    #[test]
+    fn strings_are_printable_and_belong_to_seed_and_row() {
+        for tokenizer in [byte_level(&[("Ġ", "!")], &["<s>", "</s>"]), sentence_piece(&[("▁", "!")], &["<s>", "</s>"])]
+        {
+            let strings = RandomStrings::new(&tokenizer, 3).unwrap();
+            let drawn: Vec<String> = (0..200).map(|row| strings.string(&row.to_string()).unwrap()).collect();
+            let plain = |text: &String| !text.is_empty() && text.chars().all(|c| c == ' ' || c.is_ascii_graphic());
+            assert!(drawn.iter().all(plain), "{drawn:?}");
+            let again = RandomStrings::new(&tokenizer, 3).unwrap();
+            assert_eq!(drawn[7], again.string("7").unwrap());
+            assert_ne!(drawn[7], drawn[8]);
+            assert_ne!(drawn[7], RandomStrings::new(&tokenizer, 4).unwrap().string("7").unwrap());
+            // From next to none to next to all are exclamation marks.
+            let marks =
+                |text: &String| text.matches('!').count() as f64 / text.chars().filter(|c| *c != ' ').count() as f64;
+            let shares: Vec<f64> = drawn.iter().map(marks).collect();
+            assert!(shares.iter().any(|share| *share < 0.2) && shares.iter().any(|share| *share > 0.8), "{shares:?}");
+            let longest = drawn.iter().map(|text| tokenizer.encode(text).unwrap().len()).max().unwrap();
+            assert!((20..=25).contains(&longest), "{longest}");
+        }
+    }
+
+    #[test]
+    fn no_string_spells_an_added_token() {
+        let tokenizer = byte_level(&[], &["<s>", "</s>", "e", "a", "!"]);
+        let strings = RandomStrings::new(&tokenizer, 0).unwrap();
+        let drawn: Vec<_> = (0..200).map(|row| strings.string(&row.to_string())).collect();
+        assert!(drawn.iter().flatten().all(|text| !text.contains(['e', 'a', '!'])), "{drawn:?}");
+        assert!(drawn.iter().flatten().count() > 100);
+    }
+
+    #[test]
+    fn a_share_of_rows_gets_one_behind_the_users_last_words() {
+        let strings = RandomStrings::new(&byte_level(&[], &["<s>", "</s>"]), 0).unwrap();
+        let messages =
+            [Message::user("one"), Message::assistant("two"), Message::user("three"), Message::assistant("four")];
+        let mut changed = 0;
+        for row in 0..400 {
+            let (id, mut found) = (row.to_string(), messages.clone());
+            if strings.put_behind(0.25, &id, &mut found).unwrap() {
+                changed += 1;
+                assert_eq!(found[2].content, format!("three {}", strings.string(&id).unwrap()));
+                found[2] = messages[2].clone();
+            }
+            assert_eq!(found, messages);
+        }
+        assert!((70..130).contains(&changed), "{changed}");
+        assert!(!strings.put_behind(1.0, "0", &mut [Message::system("five")]).unwrap());
+        let error = strings.put_behind(1.5, "0", &mut []).unwrap_err().to_string();
+        assert!(error.contains("between 0 and 1"), "{error}");
+    }
+}
