@@ -33,7 +33,7 @@ use clap::{Parser, ValueEnum};
 use support::{
     arguments::Arguments as TrainingArguments,
     assembly::{self, Assembly, AttackName, Given, Helpers, Place},
-    cases::{self, Attacked, some_of},
+    cases::{self, Attacked, Wanted, some_of},
     inputs::{folder_name, stem},
     job::{self, STOP},
     tasks::{self, Tasks, Utility, UtilityFile, UtilityKind},
@@ -66,6 +66,12 @@ struct Arguments {
     /// Attack behaviours of this FunctionalCategory alone (HarmBench: standard, contextual)
     #[arg(long)]
     category: Option<String>,
+    /// Attack those behaviours alone that a training on this file holds out with the same --held-out, to tune on; a share
+    #[arg(long)]
+    held_out: Option<f64>,
+    /// The --seed of that training
+    #[arg(long, requires = "held_out", default_value_t = 0)]
+    held_out_seed: u64,
     /// Attack so many behaviours, at even distances in the file; without, all, and 8 of the toy's
     #[arg(long)]
     cases: Option<NonZeroUsize>,
@@ -240,7 +246,9 @@ fn inputs<'a>(
     }
     let device = device(&arguments.device)?;
     let place = Place { device, kind: arguments.dtype.on(device) };
-    let mut attacked = cases::read(behaviors, targets, arguments.category.as_deref(), most)?;
+    let held_out = arguments.held_out.map(|share| (share, arguments.held_out_seed));
+    let wanted = Wanted { category: arguments.category.as_deref(), held_out, most };
+    let mut attacked = cases::read(behaviors, targets, wanted)?;
     let most = arguments.search_cases.map_or(usize::MAX, NonZeroUsize::get);
     let searched = attacked.searched(most);
     let given = given(arguments)?;

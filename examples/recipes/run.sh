@@ -4,6 +4,7 @@
 #     examples/recipes/run.sh                    # all
 #     examples/recipes/run.sh train advul-0      # one training
 #     examples/recipes/run.sh evaluate advul-0   # and what it came to
+#     examples/recipes/run.sh tune advul-0       # the same in the small, on what its training held out
 #     examples/recipes/run.sh publish            # figures into docs/records, which the tables and plots are made of
 #
 # The runs lie in runs/claim. From the top of the repository, with these in the environment, or at these places:
@@ -66,6 +67,10 @@ chats() {
     awk 'NR % 5 == 1' "$SEED_TASKS" | whole $runs/chats_to_evaluate_on.jsonl
 }
 
+requests_to_tune_on() {
+    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt | whole $runs/requests_to_tune_on.txt
+}
+
 # The model's own answers to our harmless requests, to those that sound harmful, and to requests that it writes itself; and the
 # seed tasks to train on, five times each: they are few, and the rows that people wrote.
 utility() {
@@ -97,7 +102,7 @@ train() {
     [ -e "$here/$recipe.toml" ] || usage
     chats
     utility
-    cat examples/data/harmless_held_out.txt examples/data/sounding_held_out.txt | whole $runs/requests_to_tune_on.txt
+    requests_to_tune_on
     mkdir -p "$runs/$name"
     targets=$data/adv_training_targets.json refusals=$data/adv_training_behaviors_safe_responses.csv
     needed "$BEHAVIORS" "$targets" "$refusals"
@@ -127,6 +132,24 @@ evaluate() {
         --attacks "$ATTACKS" --search-cases 16 \
         --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats_to_evaluate_on.jsonl" \
         --out "$runs/evaluation-$name" "$@"
+}
+
+# What tells recipes apart before they are evaluated: the behaviours that the training held out, a fifth of GCG's search, and the
+# chats and requests to tune on.
+tune() {
+    chats
+    requests_to_tune_on
+    sed 's/^steps = 50$/steps = 20/; s/^width = 64$/width = 32/' "$here/evaluation.toml" | whole $runs/tuning.toml
+    set -- "$1" --behaviors "$BEHAVIORS" --targets "$data/adv_training_targets.json" --held-out 0.1 --attacks direct,gcg \
+        --settings $runs/tuning.toml --out "$runs/tuning-$1" \
+        --utility "requests=$runs/requests_to_tune_on.txt,strings=$runs/requests_to_tune_on.txt,chats=$runs/chats_to_tune_on.jsonl"
+    case $1 in
+        untrained) ;;
+        *) set -- "$@" --held-out-seed "${1##*-}" --adapter "$runs/$1/adapter" ;;
+    esac
+    name=$1
+    shift
+    example evaluate --model "$MODEL" --name "$name" "$@"
 }
 
 before() { evaluate untrained; }
@@ -161,6 +184,7 @@ usage() {
 mkdir -p $runs
 case ${1:-all} in
     train) [ $# = 2 ] || usage; train "$2" ;;
+    tune) [ $# = 2 ] || usage; tune "$2" ;;
     evaluate) [ $# = 2 ] || usage; if [ "$2" = untrained ]; then before; else after "$2"; fi ;;
     publish) publish ;;
     all)

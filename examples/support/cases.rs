@@ -5,8 +5,8 @@ use std::{
     path::Path,
 };
 
-use advtrain::{Behavior, Case, load_behaviors, load_targets};
-use anyhow::{Result, bail};
+use advtrain::{Behavior, Case, load_behaviors, load_targets, split_by_name};
+use anyhow::{Context, Result, bail};
 
 use super::inputs::spread;
 
@@ -37,12 +37,29 @@ impl Attacked {
 
 const HASH_CHECK: &str = "left out: tagged hash_check, its harm is decided by comparing hashes and not by a judge";
 
-/// Behaviours with their first targets that hold a text, those of a category alone if one is named, and at most so many
-/// at even distances in the file. One without such a target is a case still: attacks that need one fail on it.
-pub fn read(behaviors: &Path, targets: &Path, category: Option<&str>, most: Option<usize>) -> Result<Attacked> {
-    let all = load_behaviors(behaviors)?;
+/// Which behaviours of a file are attacked.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Those of one category.
+    pub category: Option<&'a str>,
+    /// Those that a training with this share and seed holds out.
+    pub held_out: Option<(f64, u64)>,
+    /// At most so many, at even distances.
+    pub most: Option<usize>,
+}
+
+/// Behaviours with their first targets that hold a text. One without such a target is a case still: attacks that need one
+/// fail on it.
+pub fn read(behaviors: &Path, targets: &Path, wanted: Wanted) -> Result<Attacked> {
+    let Wanted { category, most, .. } = wanted;
+    let mut all = load_behaviors(behaviors)?;
     let targets: HashMap<String, Vec<String>> = load_targets(targets)?.into_iter().collect();
     let mut notes = targets_without_behavior(&all, &targets);
+    if let Some((share, seed)) = wanted.held_out {
+        let (_, held_out) = split_by_name(all.iter().map(|one| &one.id), share, seed).context("--held-out")?;
+        notes.push(format!("{} of {} behaviours are held out with {share} and seed {seed}", held_out.len(), all.len()));
+        all = held_out.into_iter().map(|index| all[index].clone()).collect();
+    }
     let there: BTreeSet<&str> = all.iter().filter_map(|one| one.functional_category.as_deref()).collect();
     let wanted = |one: &&Behavior| category.is_none() || one.functional_category.as_deref() == category;
     let (left_out, attacked): (Vec<&Behavior>, Vec<&Behavior>) =

@@ -9,8 +9,8 @@ use std::{
 };
 
 use advtrain::{
-    ChatFormat, ChatReader, ChatTask, ChoiceTask, Framing, MultipleChoice, QuestionForm, Request, RequestTask, Turns,
-    UtilityTask, encode_chats, load_arc, load_harmless, load_mmlu, load_xstest,
+    ChatFormat, ChatReader, ChatTask, ChoiceTask, Framing, MultipleChoice, QuestionForm, RandomStrings, Request,
+    RequestTask, Turns, UtilityTask, encode_chats, load_arc, load_harmless, load_mmlu, load_xstest,
 };
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -21,7 +21,8 @@ use super::inputs::{spread, stem};
 #[derive(Clone, Debug, Default, Args)]
 pub struct Utility {
     /// What the model should still be good for: arc=JSONL, mmlu=FOLDER with dev and test, xstest=CSV, requests=TEXT
-    /// with a harmless request per line, chats=JSONL; several with commas
+    /// with a harmless request per line, strings=TEXT with the same, a random string behind each, chats=JSONL; several
+    /// with commas
     #[arg(long = "utility", value_name = "KIND=PATH", value_delimiter = ',')]
     pub files: Vec<UtilityFile>,
     /// Measure so many items of each, at even distances in the file
@@ -41,14 +42,16 @@ pub enum UtilityKind {
     Mmlu,
     Xstest,
     Requests,
+    Strings,
     Chats,
 }
 
-const KINDS: [(&str, UtilityKind); 5] = [
+const KINDS: [(&str, UtilityKind); 6] = [
     ("arc", UtilityKind::Arc),
     ("mmlu", UtilityKind::Mmlu),
     ("xstest", UtilityKind::Xstest),
     ("requests", UtilityKind::Requests),
+    ("strings", UtilityKind::Strings),
     ("chats", UtilityKind::Chats),
 ];
 
@@ -66,7 +69,7 @@ impl FromStr for UtilityFile {
             let (_, kind) = KINDS.iter().find(|(name, _)| *name == kind)?;
             (!path.is_empty()).then(|| Self { kind: *kind, path: path.into() })
         });
-        found.ok_or_else(|| "must be KIND=PATH, KIND being arc, mmlu, xstest, requests or chats".into())
+        found.ok_or_else(|| "must be KIND=PATH, KIND being arc, mmlu, xstest, requests, strings or chats".into())
     }
 }
 
@@ -83,6 +86,8 @@ pub struct Tasks {
 const CHAT_TOKENS: usize = 1024;
 /// Solved questions before each of MMLU's.
 const SHOTS: usize = 5;
+/// Of the strings that stand behind harmless requests, the same for every model.
+const STRING_SEED: u64 = 1;
 
 /// The tasks of all files; questions and requests in the chat template and without. `context` is the longest text that
 /// the model was made for, in tokens.
@@ -103,6 +108,11 @@ pub fn read(utility: &Utility, format: &ChatFormat, plain: Framing, context: usi
             UtilityKind::Xstest => found.requests("xstest", path, spread(load_xstest(path)?, most), plain)?,
             UtilityKind::Requests => {
                 found.requests("harmless requests", path, spread(load_harmless(path)?, most), plain)?;
+            }
+            UtilityKind::Strings => {
+                let requests = behind_strings(spread(load_harmless(path)?, most), format)?;
+                let name = "harmless requests behind strings";
+                found.add(name, path, Box::new(RequestTask::new(name, requests, Framing::Template)))?;
             }
             UtilityKind::Chats => {
                 let (chats, report) =
@@ -180,6 +190,15 @@ impl Tasks {
         }
         Ok(items)
     }
+}
+
+/// Requests with a random string behind each, which a model should answer as it does without.
+fn behind_strings(mut requests: Vec<Request>, format: &ChatFormat) -> Result<Vec<Request>> {
+    let strings = RandomStrings::new(format.tokenizer(), STRING_SEED)?;
+    for request in &mut requests {
+        request.text = format!("{} {}", request.text, strings.string(&request.id)?);
+    }
+    Ok(requests)
 }
 
 fn framings(name: &str, plain: Framing) -> [(String, Framing); 2] {
