@@ -10,14 +10,15 @@
 //! | `harmful-alone` | an iteration over both continuations | over the harmful one |
 //! | `shared-prompt` | the losses' pass over each continuation with a prompt of its own, forward and back | behind one prompt |
 //! | `like-lengths` | four such passes over rows of 56 to 536 tokens as they come | sorted by length |
+//! | `shared-beginning` | the same pass over 16 chats of 54 to 84 tokens that begin with the same 21, each whole | those computed once |
 //! | `references` | the reference values of the rows, which are otherwise read from what was computed once | nothing |
 
 mod common;
 
 use advtrain::{
-    AdvIpoLoss, Batch, CausalLm,
+    Adapter, AdvIpoLoss, Batch, CausalLm,
     ContinuationKind::{self, Harmful, Safe},
-    Decoder, Example, Input, Last, Pass, RobustLoss, TrainableLm,
+    Decoder, Example, Input, Last, Pass, RobustLoss, TokenKind, Tokens, TrainableLm,
     tch::{Tensor, no_grad},
 };
 use common::{Lengths, device, dtypes, harmful_rows, shapes, synchronize};
@@ -25,12 +26,12 @@ use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion
 
 /// Prompts of a micro-batch of chats, in tokens.
 const CHATS: [usize; 8] = [32, 64, 96, 128, 192, 256, 384, 512];
+/// Tokens of a template with its system prompt, SmolLM2's.
+const BEGINNING: usize = 21;
 
 /// The log-probabilities of the targets of these kinds, summed, and the gradients of `towards`.
-fn pass(model: &dyn CausalLm, batch: &Batch, kinds: &[ContinuationKind], embeddings: &Tensor, towards: &[Tensor]) {
-    let pass = Pass { last: Last::Predictors, ..Pass::default() };
-    let input = Input::of_embeddings(embeddings.shallow_clone(), batch.layout(), pass).expect("embeddings fit");
-    let hidden = model.hidden(&input).expect("the pass runs");
+fn pass(model: &dyn CausalLm, batch: &Batch, kinds: &[ContinuationKind], input: &Input, towards: &[Tensor]) {
+    let hidden = model.hidden(input).expect("the pass runs");
     let sums = kinds.iter().map(|kind| {
         let targets = batch.targets(*kind).expect("targets");
         let predicting = hidden.predicting(&targets).expect("predictors");
@@ -41,6 +42,23 @@ fn pass(model: &dyn CausalLm, batch: &Batch, kinds: &[ContinuationKind], embeddi
     synchronize();
 }
 
+const PREDICTING: Pass = Pass { adapter: Adapter::On, dropout: false, taps: &[], last: Last::Predictors };
+
+/// Rows each whole: of embeddings nobody knows which are the same.
+fn whole(batch: &Batch, embeddings: Tensor) -> Input<'_> {
+    Input::of_embeddings(embeddings, batch.layout(), PREDICTING).expect("embeddings fit")
+}
+
+/// The same rows, their first tokens replaced by those of the first.
+fn beginning_alike(rows: &[Example]) -> Vec<Example> {
+    let beginning = &rows[0].prompt().ids()[..BEGINNING];
+    let alike = |row: &Example| {
+        let ids = [beginning, &row.prompt().ids()[BEGINNING..]].concat();
+        row.with_prompt(Tokens::of_kind(ids, TokenKind::User)).expect("a row")
+    };
+    rows.iter().map(alike).collect()
+}
+
 fn batch(examples: &[Example], kinds: &[ContinuationKind]) -> Batch {
     Batch::new(examples.iter().map(|example| example.keep(kinds)).collect(), device()).expect("rows")
 }
@@ -48,9 +66,25 @@ fn batch(examples: &[Example], kinds: &[ContinuationKind]) -> Batch {
 /// The losses' pass: gradients of the adapter.
 fn losses<'m>(model: &'m Decoder, examples: &[Example], kinds: &[ContinuationKind]) -> impl FnMut() + use<'m> {
     let batch = batch(examples, kinds);
-    let towards: Vec<Tensor> = model.parameters().into_iter().map(|one| one.tensor).collect();
+    let towards = adapter(model);
     let kinds = kinds.to_vec();
-    move || pass(model, &batch, &kinds, &model.embed(batch.ids()).expect("ids"), &towards)
+    move || pass(model, &batch, &kinds, &whole(&batch, model.embed(batch.ids()).expect("ids")), &towards)
+}
+
+/// The same, what rows begin with computed once.
+fn sharing<'m>(model: &'m Decoder, examples: &[Example], kinds: &[ContinuationKind]) -> impl FnMut() + use<'m> {
+    let batch = batch(examples, kinds);
+    let towards = adapter(model);
+    let kinds = kinds.to_vec();
+    move || {
+        let input = Input::of_batch(model, &batch, None, PREDICTING).expect("ids");
+        assert!(input.shared() >= BEGINNING);
+        pass(model, &batch, &kinds, &input, &towards);
+    }
+}
+
+fn adapter(model: &Decoder) -> Vec<Tensor> {
+    model.parameters().into_iter().map(|one| one.tensor).collect()
 }
 
 /// The attack's pass: gradients of the embeddings.
@@ -58,7 +92,8 @@ fn iteration<'m>(model: &'m dyn CausalLm, examples: &[Example], kinds: &[Continu
     let batch = batch(examples, kinds);
     move || {
         let embeddings = model.embed(batch.ids()).expect("ids").detach().set_requires_grad(true);
-        pass(model, &batch, &[Harmful], &embeddings, std::slice::from_ref(&embeddings));
+        let input = whole(&batch, embeddings.shallow_clone());
+        pass(model, &batch, &[Harmful], &input, std::slice::from_ref(&embeddings));
     }
 }
 
@@ -90,6 +125,10 @@ fn parts(criterion: &mut Criterion) {
         };
         let sorted = sorted.chunks(CHATS.len()).map(<[_]>::to_vec).collect();
         pair(criterion, "like-lengths", shape, all(ragged), all(sorted));
+
+        let chats = beginning_alike(&common::rows_of_lengths(&(0..16).map(|row| 30 + 2 * row).collect::<Vec<_>>()));
+        let (each, once) = (losses(model, &chats, &[Harmful]), sharing(model, &chats, &[Harmful]));
+        pair(criterion, "shared-beginning", shape, each, once);
 
         let batch = batch(&rows, &both);
         let references = || {

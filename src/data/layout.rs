@@ -133,6 +133,22 @@ impl Layout {
         Self { rows, kinds }
     }
 
+    /// The first tokens of row 0's prompt as a row of their own, then every row without so many. Each prompt has more.
+    pub(crate) fn sharing(&self, tokens: usize) -> Self {
+        let mut layout = Self::of_lengths(&[]);
+        let first = self.rows.first().map_or(0, |row| row.prompt.start);
+        let prompt = layout.append(&self.kinds[first..first + tokens]);
+        layout.rows.push(RowLayout { prompt, continuations: Vec::new() });
+        for row in &self.rows {
+            let prompt = layout.append(&self.kinds[row.prompt.start + tokens..row.prompt.end]);
+            let place =
+                |(kind, range): &(ContinuationKind, Range<usize>)| (*kind, layout.append(&self.kinds[range.clone()]));
+            let continuations = row.continuations.iter().map(place).collect();
+            layout.rows.push(RowLayout { prompt, continuations });
+        }
+        layout
+    }
+
     fn append(&mut self, kinds: &[TokenKind]) -> Range<usize> {
         let start = self.kinds.len();
         self.kinds.extend_from_slice(kinds);

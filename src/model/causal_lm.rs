@@ -278,6 +278,7 @@ pub struct Input<'a> {
     additions: Vec<Addition>,
     pass: Pass<'a>,
     read: Option<Vec<usize>>,
+    shared: usize,
 }
 
 impl<'a> Input<'a> {
@@ -294,8 +295,9 @@ impl<'a> Input<'a> {
     ) -> Result<Self> {
         check_ids(batch, model.vocabulary())?;
         let mut input = Self::of_embeddings(model.embed(batch.ids())?, batch.layout(), pass)?;
-        if let Some(perturbation) = perturbation {
-            perturbation.add_to(model, &mut input)?;
+        match perturbation {
+            Some(perturbation) => perturbation.add_to(model, &mut input)?,
+            None => input.shared = shared(batch),
         }
         Ok(input)
     }
@@ -309,7 +311,7 @@ impl<'a> Input<'a> {
             return Err(Error::mismatch("embeddings", "[tokens, hidden]", format!("{:?}", embeddings.size())));
         }
         layout.check_tokens("embeddings", &embeddings)?;
-        Ok(Self { embeddings, layout, additions: Vec::new(), pass, read: None })
+        Ok(Self { embeddings, layout, additions: Vec::new(), pass, read: None, shared: 0 })
     }
 
     /// Lets each row stand behind so many first tokens of the text that the model has read ([`CausalLm::behind`]); unless told,
@@ -328,6 +330,12 @@ impl<'a> Input<'a> {
     /// Behind how many tokens of a text each row stands, if that was told.
     pub fn read(&self) -> Option<&[usize]> {
         self.read.as_deref()
+    }
+
+    /// How many first tokens all rows are known to have in common, at most all but one of the shortest prompt: they have the same
+    /// embeddings and the same hidden states in every row, so that a model may compute them once.
+    pub fn shared(&self) -> usize {
+        self.shared
     }
 
     /// Un-scaled embeddings with the perturbation in them `[tokens, hidden]`.
@@ -369,6 +377,13 @@ fn check_ids(batch: &Batch, vocabulary: i64) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn shared(batch: &Batch) -> usize {
+    let prompts: Vec<&[i64]> = batch.examples().iter().map(|example| example.prompt().ids()).collect();
+    let shortest = prompts.iter().map(|prompt| prompt.len()).min().unwrap_or(0);
+    let same = |at: &usize| prompts.iter().all(|prompt| prompt[*at] == prompts[0][*at]);
+    (0..shortest.saturating_sub(1)).take_while(same).count()
 }
 
 /// What a model gives back.

@@ -25,9 +25,13 @@ use super::{
     plan::Plan,
     product,
     rope::Rope,
+    shared::Shared,
     weights::{FolderWeights, RandomWeights, WeightSource},
 };
-use crate::{Batch, Error, Layout, Result, error::Context, files, tensor::is_recorded};
+use crate::{Batch, Error, Layout, Result, RowLayout, error::Context, files, tensor::is_recorded};
+
+/// Fewer tokens that rows share are not worth a row of their own.
+const WORTH_SHARING: usize = 8;
 
 /// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
 /// its linear layers.
@@ -231,6 +235,16 @@ impl Decoder {
         Ok(Hidden { last: self.norm.forward(&x)?, last_of: last, tapped })
     }
 
+    /// What the rows share, where computing it once gives the same and is worth it: dropout draws for every row anew, and where
+    /// rotary factors depend on a text's length, they must be those of the shared tokens alone.
+    fn shared(&self, input: &Input) -> Option<Shared> {
+        let (layout, tokens) = (input.layout(), input.shared());
+        let longest = layout.rows().iter().map(RowLayout::path_len).max().unwrap_or(0);
+        let drops = input.pass().dropout && self.linears().any(Linear::drops);
+        let same = !drops && !self.switches_between(tokens, longest);
+        (layout.rows().len() > 1 && tokens >= WORTH_SHARING && same).then(|| Shared::new(layout, tokens))
+    }
+
     /// The tokens that alone must come out of the last block, packed indices; `None`: all.
     fn last_of(&self, input: &Input, earlier: &Earlier) -> Option<Vec<usize>> {
         let cached = matches!(earlier, Earlier::Cached(_));
@@ -304,7 +318,13 @@ impl CausalLm for Decoder {
 
     fn hidden(&self, input: &Input) -> Result<Hidden> {
         match input.read() {
-            None => self.run(input, Earlier::Nothing),
+            None => match self.shared(input) {
+                Some(shared) => {
+                    let hidden = self.run(&shared.input(input)?, Earlier::FirstRow(shared.tokens()))?;
+                    shared.whole(hidden)
+                }
+                None => self.run(input, Earlier::Nothing),
+            },
             Some(_) => {
                 Err(Error::mismatch("rows behind a part of a text", "a model that has read one", "one that has not"))
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use super::*;
-use crate::Pass;
+use crate::{Continuation, ContinuationKind, Example, Pass, Place, Site, TokenKind, Tokens};
 
 #[test]
 fn a_text_beyond_the_models_positions_is_said_once() {
@@ -44,4 +44,99 @@ fn gemmas_factor_is_rounded_before_it_multiplies() {
         assert!(found.equal(&times(factor)), "{hidden}");
         assert!(!found.equal(&times((hidden as f64).sqrt())), "{hidden}: rounding makes no difference");
     }
+}
+
+/// Rows of prompts and continuations that begin with the same nine tokens, against the same rows each by itself: final states, tapped
+/// ones and the gradient of the adapter, in float64.
+#[test]
+fn what_rows_share_is_computed_once_and_the_same() {
+    let model = |more: Value| {
+        let mut json = json!({
+            "model_type": "mistral", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": null
+        });
+        json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let mut model = Decoder::random(json, 0.3, 0, Kind::Double, Device::Cpu).unwrap();
+        let lora = LoraConfig { rank: 2, dropout: 0.1, ..LoraConfig::default() };
+        model.add_lora(&lora, 0).unwrap();
+        tch::no_grad(|| {
+            for parameter in model.parameters() {
+                let _ = parameter.tensor.shallow_clone().uniform_(-0.5, 0.5);
+            }
+        });
+        model
+    };
+    let row = |id: &str, own: &[i64], continuations: &[&[i64]]| {
+        let prompt = [&(1..10).collect::<Vec<i64>>(), own].concat();
+        let kinds = [ContinuationKind::Harmful, ContinuationKind::Safe];
+        let continuation = |(kind, ids): (ContinuationKind, &&[i64])| Continuation {
+            kind,
+            tokens: Tokens::of_kind(ids.to_vec(), TokenKind::Target),
+        };
+        let continuations = kinds.into_iter().zip(continuations).map(continuation).collect();
+        Example::new(id, Tokens::of_kind(prompt, TokenKind::User), continuations).unwrap()
+    };
+    let rows = vec![
+        row("a", &[20, 21, 22, 23, 24, 25], &[&[30, 31], &[32, 33, 34]]),
+        row("b", &[26], &[&[35]]),
+        row("c", &[27, 28], &[&[30, 36, 37, 38], &[39]]),
+    ];
+    let batch = Batch::new(rows, Device::Cpu).unwrap();
+    for (more, taps) in [(json!({}), &[][..]), (json!({}), &[0, 2]), (json!({"sliding_window": 5}), &[1])] {
+        let model = model(more);
+        let found = |shared: bool, last: Last| {
+            let pass = Pass { taps, last, ..Pass::default() };
+            let input = if shared {
+                Input::of_batch(&model, &batch, None, pass).unwrap()
+            } else {
+                Input::of_embeddings(model.embed(batch.ids()).unwrap(), batch.layout(), pass).unwrap()
+            };
+            assert_eq!(model.shared(&input).is_some(), shared);
+            let hidden = model.hidden(&input).unwrap();
+            let targets = batch.targets(ContinuationKind::Safe).unwrap();
+            let mut states = vec![hidden.predicting(&targets).unwrap()];
+            states.extend(hidden.tapped);
+            if hidden.last_of.is_none() {
+                states.push(hidden.last);
+            }
+            let sum = states.iter().map(|one| one.sin().sum(Kind::Double)).reduce(|sum, one| sum + one).unwrap();
+            let parameters: Vec<Tensor> = model.parameters().into_iter().map(|parameter| parameter.tensor).collect();
+            let gradients = Tensor::run_backward(&[sum], &parameters, false, false);
+            states.into_iter().chain(gradients).collect::<Vec<_>>()
+        };
+        for last in [Last::All, Last::Predictors] {
+            let (found, expected) = (found(true, last), found(false, last));
+            assert_eq!(found.len(), expected.len());
+            for (found, expected) in found.iter().zip(&expected) {
+                assert_eq!(found.size(), expected.size());
+                let [error, most] = [found - expected, expected.copy()].map(|one| one.abs().max().double_value(&[]));
+                assert!(most > 1e-3 && error < 1e-11 * most, "{error} of {most}");
+            }
+        }
+        // Dropout would be drawn once for all rows.
+        let dropped = Pass { dropout: true, ..Pass::default() };
+        assert!(model.shared(&Input::of_batch(&model, &batch, None, dropped).unwrap()).is_none());
+    }
+}
+
+/// A prompt that is nothing but what the others begin with keeps its last token, and perturbed rows share nothing.
+#[test]
+fn rows_share_less_than_a_prompt_and_nothing_that_is_perturbed() {
+    let json = json!({
+        "model_type": "llama", "vocab_size": 40, "hidden_size": 4, "intermediate_size": 4, "num_hidden_layers": 1,
+        "num_attention_heads": 1
+    });
+    let model = Decoder::random(json, 0.1, 0, Kind::Float, Device::Cpu).unwrap();
+    let row = |id: &str, tokens: i64| {
+        Example::new(id, Tokens::of_kind((0..tokens).collect(), TokenKind::User), Vec::new()).unwrap()
+    };
+    let batch = Batch::new(vec![row("a", 12), row("b", 9), row("c", 20)], Device::Cpu).unwrap();
+    let shared = |perturbation: Option<&Perturbation>| {
+        Input::of_batch(&model, &batch, perturbation, Pass::default()).unwrap().shared()
+    };
+    assert_eq!(shared(None), 8);
+    let places = vec![Place { row: 0, offset: 3 }];
+    let values = Tensor::ones([1, 4], (Kind::Float, Device::Cpu));
+    let perturbation = Perturbation::new(places, vec![(Site::Embeddings, values)]).unwrap();
+    assert_eq!(shared(Some(&perturbation)), 0);
 }

@@ -18,6 +18,8 @@ pub(super) enum Earlier<'a> {
         /// How many of its tokens each row has before it.
         read: Vec<usize>,
     },
+    /// The first row of the pass, of so many tokens: all others stand behind it.
+    FirstRow(usize),
 }
 
 impl Earlier<'_> {
@@ -27,6 +29,7 @@ impl Earlier<'_> {
             Self::Nothing => vec![0; rows],
             Self::Cached(cache) => cache.lengths().to_vec(),
             Self::Text { read, .. } => read.clone(),
+            Self::FirstRow(tokens) => (0..rows).map(|row| if row == 0 { 0 } else { *tokens }).collect(),
         }
     }
 }

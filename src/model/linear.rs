@@ -54,6 +54,11 @@ impl Linear {
         self.weight.size()[0]
     }
 
+    /// Whether a pass with dropout drops anything here.
+    pub(super) fn drops(&self) -> bool {
+        self.lora.as_ref().is_some_and(|lora| lora.dropout > 0.0)
+    }
+
     /// `[n, in]` to `[n, out]`.
     pub(super) fn forward(&self, x: &Tensor, mode: LinearMode) -> Result<Tensor> {
         let weight = match &self.original {

@@ -23,6 +23,7 @@ mod perturbation;
 mod plan;
 mod product;
 mod rope;
+mod shared;
 mod weights;
 
 pub use array::{to_array, to_tensor};

@@ -101,7 +101,7 @@ impl Plan {
         }
         let size = [added.len() as i64, 1, longest as i64, longest_key as i64];
         Ok(Self::Cached {
-            queries: Grid::new(&added, device)?,
+            queries: Grid::new(&added, 0, device)?,
             mask: Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?,
             slots: index(&cache.slots(&added), device)?,
             longest_key,
@@ -132,21 +132,29 @@ impl Padded {
         device: Device,
     ) -> Result<Self> {
         let asking = layout.by_row(asking);
-        let text = match earlier {
-            Earlier::Text { text, read } => text_mask(layout, &asking, (text.length(), read), window, device)?,
-            _ => None,
-        };
+        let mut mask = layout.mask(&asking, window, device)?.f_unsqueeze(1)?;
+        let (mut text, mut shared) = (None, 0);
+        match earlier {
+            Earlier::Text { text: read_text, read } => {
+                text = text_mask(layout, &asking, (read_text.length(), read), window, device)?;
+            }
+            Earlier::FirstRow(tokens) => {
+                shared = *tokens;
+                let read = earlier.lengths(layout.rows().len());
+                mask = Tensor::f_cat(&[seen_of_text(layout, &asking, (shared, &read), window, device)?, mask], -1)?;
+            }
+            _ => {}
+        }
         Ok(Self {
             text,
-            queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), device)?,
-            keys: Grid::new(&layout.lengths(), device)?,
-            mask: layout.mask(&asking, window, device)?.f_unsqueeze(1)?,
+            queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), 0, device)?,
+            keys: Grid::new(&layout.lengths(), shared, device)?,
+            mask,
         })
     }
 }
 
-/// Which tokens of a text of so many are seen, `[rows, 1, most queries of a row, text]`: those that stand before the row and are
-/// within the window. `None` if all are. `queries` are packed indices, of each row its own; padded ones see what its first sees.
+/// As [`seen_of_text`], `None` if all are.
 fn text_mask(
     layout: &Layout,
     queries: &[Vec<usize>],
@@ -159,6 +167,18 @@ fn text_mask(
     if window.is_none() && read.iter().all(|read| *read == text) {
         return Ok(None);
     }
+    Ok(Some(seen_of_text(layout, queries, (text, read), window, device)?))
+}
+
+/// Which tokens of a text of so many are seen, `[rows, 1, most queries of a row, text]`: those that stand before the row and are
+/// within the window. `queries` are packed indices, of each row its own; padded ones see what its first sees.
+fn seen_of_text(
+    layout: &Layout,
+    queries: &[Vec<usize>],
+    (text, read): (usize, &[usize]),
+    window: Option<usize>,
+    device: Device,
+) -> Result<Tensor> {
     let positions = layout.positions();
     let most = queries.iter().map(Vec::len).max().unwrap_or(0);
     let mut mask = Vec::with_capacity(queries.len() * most * text);
@@ -169,16 +189,21 @@ fn text_mask(
         }
     }
     let size = [queries.len() as i64, 1, most as i64, text as i64];
-    Ok(Some(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?))
+    Ok(Tensor::f_from_slice(&mask)?.f_view(size)?.f_to_device(device)?)
 }
 
 impl Grid {
-    fn new(lengths: &[usize], device: Device) -> Result<Self> {
-        let longest = lengths.iter().copied().max().unwrap_or(0);
+    /// Before the tokens of each row come the first `shared` of all.
+    fn new(lengths: &[usize], shared: usize, device: Device) -> Result<Self> {
+        let longest = shared + lengths.iter().copied().max().unwrap_or(0);
         let mut fill = vec![0i64; lengths.len() * longest];
         let mut place = Vec::with_capacity(lengths.iter().sum());
         for (row, length) in lengths.iter().enumerate() {
-            for (at, fill) in fill.iter_mut().enumerate().skip(row * longest).take(*length) {
+            let start = row * longest;
+            for (token, fill) in fill[start..start + shared].iter_mut().enumerate() {
+                *fill = token as i64;
+            }
+            for (at, fill) in fill.iter_mut().enumerate().skip(start + shared).take(*length) {
                 *fill = place.len() as i64;
                 place.push(at as i64);
             }
