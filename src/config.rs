@@ -84,7 +84,8 @@ pub struct DataSettings {
     pub strings: Option<StringShares>,
 }
 
-/// How many rows have a random string behind what the user says.
+/// How many rows have a random string behind what the user says: of harmful rows behind the last message, of chats behind the
+/// first. `max_tokens` must leave room for it.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StringShares {

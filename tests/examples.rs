@@ -11,7 +11,7 @@ use std::{
 
 use advtrain::{
     Algorithm, AttackSettings, JsonLines, LossConfig, ModelPreset, Pgd, Preset, Request, RunConfig, StepRule, StepSize,
-    StringShares, UpdateMetrics, load_harmless,
+    StringShares, UpdateMetrics, load_behaviors, load_harmless, split_by_name,
 };
 use serde_json::{Value, json};
 
@@ -311,7 +311,7 @@ fn random_strings_stand_behind_rows_where_the_settings_say_so() {
             run.data.strings = Some(StringShares { harmful, utility });
         })
     };
-    let ((none, measured), (harmful, measured_harmful), (utility, _)) =
+    let ((none, measured), (harmful, measured_harmful), (utility, measured_utility)) =
         (trained(0.0, 0.0), trained(1.0, 0.0), trained(0.0, 1.0));
     let attacked = |update: &UpdateMetrics| update.attack.as_ref().unwrap().tokens;
     let (rows, utility_rows) = (none.attack.as_ref().unwrap().rows, none.rows - none.attack.as_ref().unwrap().rows);
@@ -319,7 +319,28 @@ fn random_strings_stand_behind_rows_where_the_settings_say_so() {
     assert_eq!(harmful.utility_tokens, none.utility_tokens);
     assert_eq!(attacked(&utility), attacked(&none));
     assert!(utility_rows > 0 && utility.utility_tokens >= none.utility_tokens + 5 * utility_rows);
-    assert_eq!(measured, measured_harmful);
+    assert_eq!((&measured_harmful, &measured_utility), (&measured, &measured));
+}
+
+#[test]
+fn what_a_training_holds_out_is_attacked_where_that_is_asked_for() {
+    let folder = tempfile::tempdir().unwrap();
+    let behaviors = load_behaviors(toy().file("behaviors_validation.csv")).unwrap();
+    let mut of_seeds = Vec::new();
+    for seed in [0, 1] {
+        let out = folder.path().join(seed.to_string());
+        let mut command = toy().evaluation(&out);
+        command.args(["--attacks", "direct", "--held-out", "0.6", "--held-out-seed", &seed.to_string()]);
+        succeeds(&mut command);
+        let (_, expected) = split_by_name(behaviors.iter().map(|one| &one.id), 0.6, seed).unwrap();
+        let expected: Vec<&str> = expected.into_iter().map(|index| behaviors[index].id.as_str()).collect();
+        let mut found = attacked(&out, "direct");
+        found.sort_by_key(|id| behaviors.iter().position(|one| one.id == *id));
+        assert_eq!(found, expected);
+        of_seeds.push(found);
+    }
+    assert!(!of_seeds[0].is_empty());
+    assert_ne!(of_seeds[0], of_seeds[1]);
 }
 
 /// The TOML files that `examples/recipes/run.sh` trains with.
@@ -340,9 +361,13 @@ fn recipes_are_the_preset_small_and_its_controls() {
     let step = Pgd { threat, steps: 1, rule: StepRule::Sign, momentum: None, ..Pgd::default() };
     assert_eq!(step.size, StepSize::Decaying(1.0));
     assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul.clone() });
-    let mut strings = advul.clone();
-    strings.data.strings = Some(StringShares { harmful: 0.5, utility: 0.3 });
-    strings.train.max_updates = Some(200);
+    let behind_strings = |mut run: RunConfig| {
+        run.data.strings = Some(StringShares { harmful: 0.5, utility: 0.3 });
+        run.train.max_updates = Some(200);
+        run
+    };
+    assert_eq!(recipe("advipo_strings"), behind_strings(small(Algorithm::AdvIpo)));
+    let mut strings = behind_strings(advul.clone());
     let LossConfig::AdvUl(loss) = &mut strings.loss else { panic!("{:?}", strings.loss) };
     loss.away_cut_off.threshold = -3.5;
     assert_eq!(recipe("strings"), strings);
@@ -709,7 +734,7 @@ fn what_an_evaluation_cannot_read_is_named_and_nothing_is_written() {
         (vec!["--attacks", "none,gcg"], "none cannot stand beside other attacks"),
         (vec!["--category", "odd"], "of the category odd; there are {}"),
         (vec!["--held-out", "2"], "--held-out: validation_share = 2: must be between 0 and 1"),
-        (vec!["--held-out", "0"], "holds no behaviour to attack"),
+        (vec!["--held-out", "0"], "among those that are held out with a share of 0 and seed 0"),
     ] {
         fails(toy().evaluation(&out).args(options), in_message);
         assert!(!out.exists(), "{in_message}");

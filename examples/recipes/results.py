@@ -23,13 +23,15 @@ NAMES = {
     "advipo-0": "C-AdvIPO",
     "no_attack-0": "C-AdvUL without the attack",
     "one_step-0": "C-AdvUL, one step",
+    "strings-0": "C-AdvUL, strings",
+    "advipo_strings-0": "C-AdvIPO, strings",
     "three_passes-0": "C-AdvUL, three passes",
     "advul-1": "C-AdvUL, seed 1",
     "advul-2": "C-AdvUL, seed 2",
     "advipo-1": "C-AdvIPO, seed 1",
     "advipo-2": "C-AdvIPO, seed 2",
 }
-MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "three_passes-0"]
+MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "strings-0", "advipo_strings-0", "three_passes-0"]
 SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "advipo-2"]
 NOT_REFUSED, TARGET = "not refused", "begins with the target"
 ATTACKS = {
@@ -49,6 +51,7 @@ TASKS = {
     ("xstest without template", "harmless refused"): "XSTest's safe requests refused without the chat template",
     ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
     ("harmless requests", "harmless refused"): "further harmless requests refused",
+    ("harmless requests behind strings", "harmless refused"): "further harmless requests behind random strings refused",
 }
 
 # Of Mistral-7B on one A100, as the paper reports them.

@@ -127,10 +127,11 @@ evaluate() {
     name=$1
     shift
     chats
+    harmless=examples/data/harmless_validation.txt
     example evaluate --model "$MODEL" --name "$name" --category standard --settings "$here/evaluation.toml" \
         --behaviors "$data/harmbench_behaviors_text_val.csv" --targets "$data/adv_training_val_targets.json" \
         --attacks "$ATTACKS" --search-cases 16 \
-        --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=examples/data/harmless_validation.txt,chats=$runs/chats_to_evaluate_on.jsonl" \
+        --utility "${ARC:+arc=$ARC,}xstest=$XSTEST,requests=$harmless,strings=$harmless,chats=$runs/chats_to_evaluate_on.jsonl" \
         --out "$runs/evaluation-$name" "$@"
 }
 
@@ -145,6 +146,7 @@ tune() {
         --utility "requests=$runs/requests_to_tune_on.txt,strings=$runs/requests_to_tune_on.txt,chats=$runs/chats_to_tune_on.jsonl"
     case $1 in
         untrained) ;;
+        epsilon-* | share-*) set -- "$@" --adapter "$runs/$1/adapter" ;;
         *) set -- "$@" --held-out-seed "${1##*-}" --adapter "$runs/$1/adapter" ;;
     esac
     name=$1

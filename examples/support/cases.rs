@@ -51,11 +51,11 @@ pub struct Wanted<'a> {
 /// Behaviours with their first targets that hold a text. One without such a target is a case still: attacks that need one
 /// fail on it.
 pub fn read(behaviors: &Path, targets: &Path, wanted: Wanted) -> Result<Attacked> {
-    let Wanted { category, most, .. } = wanted;
+    let Wanted { category, held_out: wanted_share, most } = wanted;
     let mut all = load_behaviors(behaviors)?;
     let targets: HashMap<String, Vec<String>> = load_targets(targets)?.into_iter().collect();
     let mut notes = targets_without_behavior(&all, &targets);
-    if let Some((share, seed)) = wanted.held_out {
+    if let Some((share, seed)) = wanted_share {
         let (_, held_out) = split_by_name(all.iter().map(|one| &one.id), share, seed).context("--held-out")?;
         notes.push(format!("{} of {} behaviours are held out with {share} and seed {seed}", held_out.len(), all.len()));
         all = held_out.into_iter().map(|index| all[index].clone()).collect();
@@ -65,8 +65,11 @@ pub fn read(behaviors: &Path, targets: &Path, wanted: Wanted) -> Result<Attacked
     let (left_out, attacked): (Vec<&Behavior>, Vec<&Behavior>) =
         all.iter().filter(wanted).partition(|one| one.is_hash_check());
     if attacked.is_empty() {
+        let held_out = wanted_share.map_or(String::new(), |(share, seed)| {
+            format!(" among those that are held out with a share of {share} and seed {seed}")
+        });
         let of = category.map_or(String::new(), |category| format!(" of the category {category}; there are {there:?}"));
-        bail!("{}: holds no behaviour to attack{of}", behaviors.display());
+        bail!("{}: holds no behaviour to attack{held_out}{of}", behaviors.display());
     }
     let most = most.unwrap_or(attacked.len());
     let mut cases = Vec::new();

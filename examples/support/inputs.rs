@@ -99,11 +99,15 @@ pub fn read(files: &Files, config: &RunConfig, format: &ChatFormat, measured: us
     // Trained on alone: what is measured is how an answer begins to the request as it is, whatever was trained.
     for pair in &mut pairs {
         pair.harmful_ends |= config.data.ended_targets;
-        if let Some((strings, shares)) = &strings {
-            strings.put_behind(shares.harmful, &pair.id, &mut pair.messages)?;
+        if let (Some((strings, shares)), Some(request)) = (&strings, pair.messages.last_mut()) {
+            strings.put_behind(shares.harmful, &pair.id, &mut request.content)?;
         }
     }
-    let (robust, report) = encode_pairs(format, &pairs, config.data.max_tokens)?;
+    let encoded = encode_pairs(format, &pairs, config.data.max_tokens);
+    let (robust, report) = match strings {
+        Some(_) => encoded.context("with the strings of data.strings, which make rows longer")?,
+        None => encoded?,
+    };
     reader.report("requests to train on", report);
     let mut chats = reader.chats_to_measure(files, measured)?;
     let requests = files.harmless_requests.as_ref().map(load_harmless).transpose()?.unwrap_or_default();
@@ -259,7 +263,10 @@ fn as_chat(request: &Request) -> Chat {
 }
 
 fn behind_string(mut chat: Chat, strings: &RandomStrings, share: f64) -> advtrain::Result<Chat> {
-    strings.put_behind(share, &chat.id, &mut chat.messages)?;
+    // The first answer is the one that is learnt whatever is cut off.
+    if let Some(first) = chat.messages.iter_mut().find(|message| message.role == "user") {
+        strings.put_behind(share, &chat.id, &mut first.content)?;
+    }
     Ok(chat)
 }
 

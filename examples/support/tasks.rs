@@ -86,7 +86,7 @@ pub struct Tasks {
 const CHAT_TOKENS: usize = 1024;
 /// Solved questions before each of MMLU's.
 const SHOTS: usize = 5;
-/// Of the strings that stand behind harmless requests, the same for every model.
+/// Of the strings that stand behind harmless requests: the same for every model of one tokenizer.
 const STRING_SEED: u64 = 1;
 
 /// The tasks of all files; questions and requests in the chat template and without. `context` is the longest text that

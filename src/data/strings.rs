@@ -3,7 +3,7 @@
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
-use super::{Message, Tokenizer};
+use super::Tokenizer;
 use crate::{
     Error, Result,
     digest::{generator, share_of},
@@ -23,7 +23,9 @@ use crate::{
 /// let strings = RandomStrings::new(&Tokenizer::load("model")?, 0)?;
 /// let (mut pairs, _) = load_behavior_pairs(&files)?;
 /// for pair in &mut pairs {
-///     strings.put_behind(0.8, &pair.id, &mut pair.messages)?;
+///     if let Some(request) = pair.messages.last_mut() {
+///         strings.put_behind(0.8, &pair.id, &mut request.content)?;
+///     }
 /// }
 /// # Ok::<(), advtrain::Error>(())
 /// ```
@@ -49,9 +51,11 @@ impl RandomStrings {
     /// If no token of its vocabulary is printable ASCII, or none stands for an exclamation mark.
     pub fn new(tokenizer: &Tokenizer, seed: u64) -> Result<Self> {
         let printable = tokenizer.printable_ids(true)?;
-        let (false, Some(&mark)) = (printable.is_empty(), tokenizer.encode(MARK)?.last()) else {
-            return Err(Error::mismatch("vocabulary for random strings", "tokens of printable ASCII and !", "none"));
-        };
+        let missing = || Error::mismatch("vocabulary for random strings", "tokens of printable ASCII and !", "none");
+        let mark = tokenizer.encode(MARK)?.last().copied().filter(|_| !printable.is_empty()).ok_or_else(missing)?;
+        if tokenizer.decode(&[mark], false)?.trim() != "!" {
+            return Err(missing());
+        }
         Ok(Self { printable, mark, added: tokenizer.added_texts(), seed, tokenizer: tokenizer.clone() })
     }
 
@@ -74,18 +78,18 @@ impl RandomStrings {
         Err(Error::mismatch("random string", "text without an added token", format!("{TRIES} with one, for row {id}")))
     }
 
-    /// Puts the string of a row, and a space before it, behind the last message of the user; for the given share of ids, and
-    /// leaves the others alone. Tells which it did.
+    /// Puts the string of a row, and a space before it, behind what a user says; for the given share of ids, and leaves the
+    /// others alone. Tells which it did. The row grows by 5 to 24 tokens, or a few more or less where text and string are read
+    /// together.
     ///
     /// # Errors
     /// If the share is not between 0 and 1, or as [`RandomStrings::string`].
-    pub fn put_behind(&self, share: f64, id: &str, messages: &mut [Message]) -> Result<bool> {
+    pub fn put_behind(&self, share: f64, id: &str, text: &mut String) -> Result<bool> {
         check_share("share", share)?;
-        let Some(last) = messages.iter_mut().rfind(|message| message.is_user()) else { return Ok(false) };
         if share_of(self.seed, "behind a string", id) >= share {
             return Ok(false);
         }
-        last.content = format!("{} {}", last.content, self.string(id)?);
+        *text = format!("{text} {}", self.string(id)?);
         Ok(true)
     }
 }
@@ -131,23 +135,32 @@ mod tests {
     }
 
     #[test]
-    fn a_share_of_rows_gets_one_behind_the_users_last_words() {
+    fn a_share_of_rows_gets_one_behind_its_text() {
         let strings = RandomStrings::new(&byte_level(&[], &["<s>", "</s>"]), 0).unwrap();
-        let messages =
-            [Message::user("one"), Message::assistant("two"), Message::user("three"), Message::assistant("four")];
         let mut changed = 0;
         for row in 0..400 {
-            let (id, mut found) = (row.to_string(), messages.clone());
+            let (id, mut found) = (row.to_string(), "three".to_string());
             if strings.put_behind(0.25, &id, &mut found).unwrap() {
                 changed += 1;
-                assert_eq!(found[2].content, format!("three {}", strings.string(&id).unwrap()));
-                found[2] = messages[2].clone();
+                assert_eq!(found, format!("three {}", strings.string(&id).unwrap()));
+            } else {
+                assert_eq!(found, "three");
             }
-            assert_eq!(found, messages);
         }
         assert!((70..130).contains(&changed), "{changed}");
-        assert!(!strings.put_behind(1.0, "0", &mut [Message::system("five")]).unwrap());
-        let error = strings.put_behind(1.5, "0", &mut []).unwrap_err().to_string();
+        let error = strings.put_behind(1.5, "0", &mut String::new()).unwrap_err().to_string();
         assert!(error.contains("between 0 and 1"), "{error}");
+    }
+
+    #[test]
+    fn a_vocabulary_without_an_exclamation_mark_is_refused() {
+        let letters = tokenizers::models::wordlevel::WordLevel::builder()
+            .vocab([("a".to_string(), 0), ("<unk>".to_string(), 1)].into_iter().collect())
+            .unk_token("<unk>".to_string())
+            .build()
+            .unwrap();
+        let tokenizer = Tokenizer::from_parts(tokenizers::Tokenizer::new(letters), Default::default()).unwrap();
+        let error = RandomStrings::new(&tokenizer, 0).unwrap_err().to_string();
+        assert!(error.contains("printable ASCII and !"), "{error}");
     }
 }

@@ -324,7 +324,7 @@ impl<'a> Input<'a> {
         if read.len() != rows {
             return Err(Error::mismatch("rows that stand behind a part of a text", rows, read.len()));
         }
-        Ok(Self { read: Some(read), ..self })
+        Ok(Self { read: Some(read), shared: 0, ..self })
     }
 
     /// Behind how many tokens of a text each row stands, if that was told.
@@ -332,8 +332,9 @@ impl<'a> Input<'a> {
         self.read.as_deref()
     }
 
-    /// How many first tokens all rows are known to have in common, at most all but one of the shortest prompt: they have the same
-    /// embeddings and the same hidden states in every row, so that a model may compute them once.
+    /// How many first tokens all rows are known to have in common, at most all but one of the shortest prompt, with nothing added to
+    /// them. Without dropout, and where nothing depends on how long a text is, their hidden states are the same in every row too, so
+    /// that a model may compute them once.
     pub fn shared(&self) -> usize {
         self.shared
     }

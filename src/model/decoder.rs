@@ -30,8 +30,9 @@ use super::{
 };
 use crate::{Batch, Error, Layout, Result, RowLayout, error::Context, files, tensor::is_recorded};
 
-/// Fewer tokens that rows share are not worth a row of their own.
-const WORTH_SHARING: usize = 8;
+/// What rows share is worth a row of its own where it spares one token in so many: attention then has more padding, and never its
+/// causal kernel.
+const WORTH_SHARING: usize = 10;
 
 /// A decoder-only transformer of one of the supported families ([`super::config::Family`]), with an optional LoRA adapter on
 /// its linear layers.
@@ -241,8 +242,9 @@ impl Decoder {
         let (layout, tokens) = (input.layout(), input.shared());
         let longest = layout.rows().iter().map(RowLayout::path_len).max().unwrap_or(0);
         let drops = input.pass().dropout && self.linears().any(Linear::drops);
-        let same = !drops && !self.switches_between(tokens, longest);
-        (layout.rows().len() > 1 && tokens >= WORTH_SHARING && same).then(|| Shared::new(layout, tokens))
+        let same = tokens > 0 && !drops && !self.switches_between(tokens, longest);
+        let (rows, spared) = (layout.rows().len(), layout.rows().len().saturating_sub(1) * tokens);
+        (same && rows > 2 && spared * WORTH_SHARING >= layout.tokens()).then(|| Shared::new(layout, tokens))
     }
 
     /// The tokens that alone must come out of the last block, packed indices; `None`: all.

@@ -47,13 +47,13 @@ fn gemmas_factor_is_rounded_before_it_multiplies() {
 }
 
 /// Rows of prompts and continuations that begin with the same nine tokens, against the same rows each by itself: final states, tapped
-/// ones and the gradient of the adapter, in float64.
+/// ones and the gradient of the adapter, in float64; of one kind of attention each.
 #[test]
 fn what_rows_share_is_computed_once_and_the_same() {
-    let model = |more: Value| {
+    let model = |more: &Value| {
         let mut json = json!({
-            "model_type": "mistral", "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
-            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": null
+            "vocab_size": 40, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3,
+            "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64
         });
         json.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let mut model = Decoder::random(json, 0.3, 0, Kind::Double, Device::Cpu).unwrap();
@@ -82,8 +82,21 @@ fn what_rows_share_is_computed_once_and_the_same() {
         row("c", &[27, 28], &[&[30, 36, 37, 38], &[39]]),
     ];
     let batch = Batch::new(rows, Device::Cpu).unwrap();
-    for (more, taps) in [(json!({}), &[][..]), (json!({}), &[0, 2]), (json!({"sliding_window": 5}), &[1])] {
-        let model = model(more);
+    let factors = [1.0, 2.0];
+    let phi3 = |switch: usize| {
+        json!({
+            "model_type": "phi3", "original_max_position_embeddings": switch,
+            "rope_scaling": {"type": "longrope", "short_factor": factors, "long_factor": [2.0, 4.0]}
+        })
+    };
+    let gemma = json!({"model_type": "gemma", "head_dim": 6, "num_key_value_heads": 1});
+    for (more, taps) in [
+        (json!({"model_type": "mistral", "sliding_window": null}), &[][..]),
+        (json!({"model_type": "mistral", "sliding_window": 5}), &[0, 2]),
+        (gemma, &[1]),
+        (phi3(32), &[1]),
+    ] {
+        let model = model(&more);
         let found = |shared: bool, last: Last| {
             let pass = Pass { taps, last, ..Pass::default() };
             let input = if shared {
@@ -117,6 +130,9 @@ fn what_rows_share_is_computed_once_and_the_same() {
         let dropped = Pass { dropout: true, ..Pass::default() };
         assert!(model.shared(&Input::of_batch(&model, &batch, None, dropped).unwrap()).is_none());
     }
+    // Rotary factors of the nine tokens alone would be those of short texts, and some rows are longer ones.
+    let switching = model(&phi3(12));
+    assert!(switching.shared(&Input::of_batch(&switching, &batch, None, Pass::default()).unwrap()).is_none());
 }
 
 /// A prompt that is nothing but what the others begin with keeps its last token, and perturbed rows share nothing.

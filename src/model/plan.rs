@@ -39,7 +39,8 @@ pub(super) enum Plan {
 pub(super) struct Padded {
     pub(super) queries: Grid,
     pub(super) keys: Grid,
-    /// `[rows, 1, most queries of a row, longest]`, true where seen.
+    /// `[rows, 1, most queries of a row, keys]`, true where seen; keys are those of the first row, where others stand behind it, and
+    /// the row's own.
     pub(super) mask: Tensor,
     /// Which tokens of a text before the rows are seen, `[rows, 1, most queries of a row, text]`; `None`: all.
     pub(super) text: Option<Tensor>,
