@@ -33,7 +33,7 @@ NAMES = {
 }
 MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "strings-0", "advipo_strings-0", "three_passes-0"]
 SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "advipo-2"]
-NOT_REFUSED, TARGET = "not refused", "begins with the target"
+NOT_REFUSED, NO_LOOP, TARGET = "not refused", "not refused, and no loop", "begins with the target"
 ATTACKS = {
     "direct": "plain request",
     "prefill": "answer begun with the target's first 5 words",
@@ -101,7 +101,7 @@ def of_attacks(model):
     for key in [key for key in ATTACKS if key in reported] + [key for key in reported if key not in ATTACKS]:
         attack, name = reported[key], ATTACKS.get(key, key)
         part = " (not yet on all)" if attack["done"] < attack["planned"] else ""
-        for judge in (NOT_REFUSED, TARGET):
+        for judge in (NOT_REFUSED, NO_LOOP, TARGET):
             if attack["done"] and judge in attack["judges"]:
                 found = attack["judges"][judge]
                 if key in SEVERAL_ATTEMPTS:

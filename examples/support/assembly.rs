@@ -6,7 +6,7 @@ use advtrain::{
     AutoDan, ChatModel, ClassifierJudge, Completions, Continuous, ContinuousSettings, Direct, Endpoint,
     EvaluationPreset, EvaluationSettings, Gcg, GcgSettings, GivenAnswers, Judge, LocalChat, Pair, PairSettings,
     PromptAttack, RefusalJudge, Replay, ScoreJudge, Subject, TargetJudge, TemplatePreset, TestCases,
-    TokenSearchSettings,
+    TokenSearchSettings, WithoutLoops,
     tch::{Device, Kind},
 };
 use anyhow::{Context, Result, bail};
@@ -201,12 +201,18 @@ impl Assembly<'_> {
         Ok(Pair::new(self.settings.pair.clone(), attacker, judge)?)
     }
 
-    /// Refusal phrases and target prefix always, models where they are named.
+    /// Refusal phrases, with and without loops, and target prefix always, models where they are named.
     pub fn judge_names(self) -> Vec<JudgeName> {
-        let mut names = vec![JudgeName::Refusal, JudgeName::Target];
+        let mut names = vec![JudgeName::Refusal, JudgeName::RefusalOrLoop, JudgeName::Target];
         names.extend(self.helpers.classifier.is_some().then_some(JudgeName::Classifier));
         names.extend(self.helpers.scorer.is_some().then_some(JudgeName::Scorer));
         names
+    }
+
+    fn refusal_judge(self) -> Result<RefusalJudge> {
+        let Some(path) = &self.helpers.refusal_phrases else { return Ok(RefusalJudge::default()) };
+        let phrases = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        Ok(RefusalJudge::with_phrases(phrases.lines().filter(|line| !line.trim().is_empty()))?)
     }
 
     /// One judge, its model being loaded.
@@ -214,13 +220,8 @@ impl Assembly<'_> {
         let model = |name: &Option<String>| self.chat_model(name.as_deref().unwrap_or_default());
         let text = |path: &PathBuf| fs::read_to_string(path).with_context(|| path.display().to_string());
         Ok(match name {
-            JudgeName::Refusal => match &self.helpers.refusal_phrases {
-                Some(path) => {
-                    let phrases = text(path)?;
-                    Box::new(RefusalJudge::with_phrases(phrases.lines().filter(|line| !line.trim().is_empty()))?)
-                }
-                None => Box::new(RefusalJudge::default()),
-            },
+            JudgeName::Refusal => Box::new(self.refusal_judge()?),
+            JudgeName::RefusalOrLoop => Box::new(WithoutLoops(self.refusal_judge()?)),
             JudgeName::Target => Box::new(TargetJudge),
             JudgeName::Classifier => {
                 let mut judge = ClassifierJudge::new(model(&self.helpers.classifier)?);
@@ -282,6 +283,7 @@ impl Given {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum JudgeName {
     Refusal,
+    RefusalOrLoop,
     Target,
     Classifier,
     Scorer,

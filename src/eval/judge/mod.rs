@@ -5,6 +5,7 @@
 
 mod classifier;
 mod form;
+mod loops;
 mod phrases;
 mod score;
 
@@ -13,6 +14,7 @@ use serde_json::Value;
 
 pub use self::{
     classifier::{ClassifierJudge, QUESTION_FORM},
+    loops::WithoutLoops,
     phrases::{RefusalJudge, TargetJudge},
     score::{SCORE_FORM, ScoreJudge},
 };
