@@ -63,28 +63,30 @@ fn batch(examples: &[Example], kinds: &[ContinuationKind]) -> Batch {
     Batch::new(examples.iter().map(|example| example.keep(kinds)).collect(), device()).expect("rows")
 }
 
-/// The losses' pass: gradients of the adapter.
+/// The losses' pass over whole rows: gradients of the adapter.
 fn losses<'m>(model: &'m Decoder, examples: &[Example], kinds: &[ContinuationKind]) -> impl FnMut() + use<'m> {
-    let batch = batch(examples, kinds);
-    let towards = adapter(model);
-    let kinds = kinds.to_vec();
-    move || pass(model, &batch, &kinds, &whole(&batch, model.embed(batch.ids()).expect("ids")), &towards)
+    adapter_pass(model, examples, kinds, |model, batch| whole(batch, model.embed(batch.ids()).expect("ids")))
 }
 
 /// The same, what rows begin with computed once.
 fn sharing<'m>(model: &'m Decoder, examples: &[Example], kinds: &[ContinuationKind]) -> impl FnMut() + use<'m> {
-    let batch = batch(examples, kinds);
-    let towards = adapter(model);
-    let kinds = kinds.to_vec();
-    move || {
-        let input = Input::of_batch(model, &batch, None, PREDICTING).expect("ids");
+    adapter_pass(model, examples, kinds, |model, batch| {
+        let input = Input::of_batch(model, batch, None, PREDICTING).expect("ids");
         assert!(input.shared() >= BEGINNING);
-        pass(model, &batch, &kinds, &input, &towards);
-    }
+        input
+    })
 }
 
-fn adapter(model: &Decoder) -> Vec<Tensor> {
-    model.parameters().into_iter().map(|one| one.tensor).collect()
+fn adapter_pass<'m>(
+    model: &'m Decoder,
+    examples: &[Example],
+    kinds: &[ContinuationKind],
+    input: for<'b> fn(&Decoder, &'b Batch) -> Input<'b>,
+) -> impl FnMut() + use<'m> {
+    let batch = batch(examples, kinds);
+    let towards: Vec<Tensor> = model.parameters().into_iter().map(|one| one.tensor).collect();
+    let kinds = kinds.to_vec();
+    move || pass(model, &batch, &kinds, &input(model, &batch), &towards)
 }
 
 /// The attack's pass: gradients of the embeddings.

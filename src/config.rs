@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     AdvIpoLoss, AdvUlLoss, Against, AttackSettings, CutOffForm, Date, Dtype, EmbeddingAttack, Error, Family, FloorForm,
     Grouping, LoraConfig, Momentum, Pgd, Radius, Reduction, Result, RobustLoss, ScheduleShape, Start, StepRule,
-    StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, data::check_share, files,
+    StepSize, SupervisedLoss, TemplatePreset, ThreatModel, TrainSettings, Turns, UtilityLoss, files,
 };
 
 /// A whole run: every setting of how model and data are read, and of adapter, attack, losses and training.
@@ -303,8 +303,8 @@ impl RunConfig {
             return Err(Error::setting("data.utility_tokens", 0, "at least 1"));
         }
         if let Some(shares) = self.data.strings {
-            check_share("data.strings.harmful", shares.harmful)?;
-            check_share("data.strings.utility", shares.utility)?;
+            Error::check_share("data.strings.harmful", shares.harmful)?;
+            Error::check_share("data.strings.utility", shares.utility)?;
         }
         self.lora.validate()?;
         self.attack_settings.validate()?;

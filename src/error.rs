@@ -150,6 +150,11 @@ impl Error {
         ErrorKind::Setting { field: field.into(), value: value.to_string(), allowed: allowed.into() }.into()
     }
 
+    /// The same of a share that is not between 0 and 1.
+    pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
+        if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Self::setting(field, share, "between 0 and 1")) }
+    }
+
     /// For a plug-in's own checks: `what` should have been `expected` and was `found`.
     pub fn mismatch(what: impl Into<String>, expected: impl fmt::Display, found: impl fmt::Display) -> Self {
         ErrorKind::Mismatch { what: what.into(), expected: expected.to_string(), found: found.to_string() }.into()

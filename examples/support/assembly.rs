@@ -1,6 +1,9 @@
 //! Attacks and judges as a command line names them.
 
-use std::{fs, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use advtrain::{
     AutoDan, ChatModel, ClassifierJudge, Completions, Continuous, ContinuousSettings, Direct, Endpoint,
@@ -211,14 +214,13 @@ impl Assembly<'_> {
 
     fn refusal_judge(self) -> Result<RefusalJudge> {
         let Some(path) = &self.helpers.refusal_phrases else { return Ok(RefusalJudge::default()) };
-        let phrases = fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let phrases = text(path)?;
         Ok(RefusalJudge::with_phrases(phrases.lines().filter(|line| !line.trim().is_empty()))?)
     }
 
     /// One judge, its model being loaded.
     pub fn judge(self, name: JudgeName) -> Result<Box<dyn Judge>> {
         let model = |name: &Option<String>| self.chat_model(name.as_deref().unwrap_or_default());
-        let text = |path: &PathBuf| fs::read_to_string(path).with_context(|| path.display().to_string());
         Ok(match name {
             JudgeName::Refusal => Box::new(self.refusal_judge()?),
             JudgeName::RefusalOrLoop => Box::new(WithoutLoops(self.refusal_judge()?)),
@@ -245,6 +247,10 @@ impl Assembly<'_> {
             }
         })
     }
+}
+
+fn text(path: &Path) -> Result<String> {
+    fs::read_to_string(path).with_context(|| path.display().to_string())
 }
 
 /// Prompts or answers of a file, as an attack.

@@ -196,7 +196,7 @@ impl Tasks {
 fn behind_strings(mut requests: Vec<Request>, format: &ChatFormat) -> Result<Vec<Request>> {
     let strings = RandomStrings::new(format.tokenizer(), STRING_SEED)?;
     for request in &mut requests {
-        request.text = format!("{} {}", request.text, strings.string(&request.id)?);
+        strings.put_behind(1.0, &request.id, &mut request.text)?;
     }
     Ok(requests)
 }

@@ -136,8 +136,7 @@ impl Layout {
     /// The first tokens of row 0's prompt as a row of their own, then every row without so many. Each prompt has more.
     pub(crate) fn sharing(&self, tokens: usize) -> Self {
         let mut layout = Self::of_lengths(&[]);
-        let first = self.rows.first().map_or(0, |row| row.prompt.start);
-        let prompt = layout.append(&self.kinds[first..first + tokens]);
+        let prompt = layout.append(&self.kinds[..tokens]);
         layout.rows.push(RowLayout { prompt, continuations: Vec::new() });
         for row in &self.rows {
             let prompt = layout.append(&self.kinds[row.prompt.start + tokens..row.prompt.end]);

@@ -53,6 +53,5 @@ pub use sampler::{Sampler, SamplerSettings, Source, is_held_out, split_by_name};
 pub use special_tokens::SpecialTokens;
 pub use string_place::{PlacedString, StringPlace};
 pub use strings::RandomStrings;
-pub(crate) use strings::check_share;
 pub use template::{ChatTemplate, TemplatePreset};
 pub use tokenizer::{TokenSpan, Tokenizer};

@@ -64,9 +64,7 @@ impl Sampler {
         if batch_size == 0 {
             return Err(Error::setting("batch_size", batch_size, "at least 1"));
         }
-        if !(0.0..=1.0).contains(&utility_share) {
-            return Err(Error::setting("utility_share", utility_share, "between 0 and 1"));
-        }
+        Error::check_share("utility_share", utility_share)?;
         let share = (utility_share * BILLION as f64).round() as u128;
         if share > 0 && utility_rows == 0 {
             return Err(Error::setting("utility_share", utility_share, "0 where there are no utility rows"));
@@ -183,9 +181,7 @@ fn shuffle<T>(items: &mut [T], generator: &mut ChaCha8Rng) {
 /// # Errors
 /// If the share is not between 0 and 1.
 pub fn is_held_out(name: &str, validation_share: f64, seed: u64) -> Result<bool> {
-    if !(0.0..=1.0).contains(&validation_share) {
-        return Err(Error::setting("validation_share", validation_share, "between 0 and 1"));
-    }
+    Error::check_share("validation_share", validation_share)?;
     Ok(share_of(seed, "held out", name) < validation_share)
 }
 

@@ -19,7 +19,8 @@ use crate::{
 /// ```no_run
 /// use advtrain::{BehaviorFiles, RandomStrings, Tokenizer, load_behavior_pairs};
 ///
-/// # let files: BehaviorFiles = unimplemented!();
+/// let files =
+///     BehaviorFiles { behaviors: "behaviors.csv".into(), targets: "targets.json".into(), safe_responses: None };
 /// let strings = RandomStrings::new(&Tokenizer::load("model")?, 0)?;
 /// let (mut pairs, _) = load_behavior_pairs(&files)?;
 /// for pair in &mut pairs {
@@ -85,17 +86,13 @@ impl RandomStrings {
     /// # Errors
     /// If the share is not between 0 and 1, or as [`RandomStrings::string`].
     pub fn put_behind(&self, share: f64, id: &str, text: &mut String) -> Result<bool> {
-        check_share("share", share)?;
+        Error::check_share("share", share)?;
         if share_of(self.seed, "behind a string", id) >= share {
             return Ok(false);
         }
         *text = format!("{text} {}", self.string(id)?);
         Ok(true)
     }
-}
-
-pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
-    if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Error::setting(field, share, "between 0 and 1")) }
 }
 
 #[cfg(test)]

@@ -319,18 +319,12 @@ impl CausalLm for Decoder {
     }
 
     fn hidden(&self, input: &Input) -> Result<Hidden> {
-        match input.read() {
-            None => match self.shared(input) {
-                Some(shared) => {
-                    let hidden = self.run(&shared.input(input)?, Earlier::FirstRow(shared.tokens()))?;
-                    shared.whole(hidden)
-                }
-                None => self.run(input, Earlier::Nothing),
-            },
-            Some(_) => {
-                Err(Error::mismatch("rows behind a part of a text", "a model that has read one", "one that has not"))
-            }
+        if input.read().is_some() {
+            let what = "rows behind a part of a text";
+            return Err(Error::mismatch(what, "a model that has read one", "one that has not"));
         }
+        let Some(shared) = self.shared(input) else { return self.run(input, Earlier::Nothing) };
+        shared.whole(self.run(&shared.input(input)?, Earlier::FirstRow(input.shared()))?)
     }
 
     fn logits(&self, hidden: &Tensor) -> Result<Tensor> {

@@ -133,19 +133,17 @@ impl Padded {
         device: Device,
     ) -> Result<Self> {
         let asking = layout.by_row(asking);
-        let mut mask = layout.mask(&asking, window, device)?.f_unsqueeze(1)?;
-        let (mut text, mut shared) = (None, 0);
-        match earlier {
-            Earlier::Text { text: read_text, read } => {
-                text = text_mask(layout, &asking, (read_text.length(), read), window, device)?;
-            }
+        let own = layout.mask(&asking, window, device)?.f_unsqueeze(1)?;
+        let seen = |text, read: &[usize]| seen_of_text(layout, &asking, (text, read), window, device);
+        let (text, mask, shared) = match earlier {
+            Earlier::Text { text, read } if sees_all(layout, (text.length(), read), window) => (None, own, 0),
+            Earlier::Text { text, read } => (Some(seen(text.length(), read)?), own, 0),
             Earlier::FirstRow(tokens) => {
-                shared = *tokens;
-                let read = earlier.lengths(layout.rows().len());
-                mask = Tensor::f_cat(&[seen_of_text(layout, &asking, (shared, &read), window, device)?, mask], -1)?;
+                let before = seen(*tokens, &earlier.lengths(layout.rows().len()))?;
+                (None, Tensor::f_cat(&[before, own], -1)?, *tokens)
             }
-            _ => {}
-        }
+            _ => (None, own, 0),
+        };
         Ok(Self {
             text,
             queries: Grid::new(&asking.iter().map(Vec::len).collect::<Vec<_>>(), 0, device)?,
@@ -155,20 +153,10 @@ impl Padded {
     }
 }
 
-/// As [`seen_of_text`], `None` if all are.
-fn text_mask(
-    layout: &Layout,
-    queries: &[Vec<usize>],
-    (text, read): (usize, &[usize]),
-    window: Option<usize>,
-    device: Device,
-) -> Result<Option<Tensor>> {
+/// Whether every row sees all of a text of so many tokens, of which so many stand before each.
+fn sees_all(layout: &Layout, (text, read): (usize, &[usize]), window: Option<usize>) -> bool {
     let longest = layout.rows().iter().map(RowLayout::path_len).max().unwrap_or(0);
-    let window = window.filter(|window| *window < text + longest);
-    if window.is_none() && read.iter().all(|read| *read == text) {
-        return Ok(None);
-    }
-    Ok(Some(seen_of_text(layout, queries, (text, read), window, device)?))
+    window.is_none_or(|window| window >= text + longest) && read.iter().all(|read| *read == text)
 }
 
 /// Which tokens of a text of so many are seen, `[rows, 1, most queries of a row, text]`: those that stand before the row and are

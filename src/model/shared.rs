@@ -9,8 +9,6 @@ use crate::{Layout, Result, tensor};
 pub(super) struct Shared {
     /// What the rows share as a row of its own, then each row without it.
     layout: Layout,
-    /// How many tokens they share.
-    tokens: usize,
     /// For each token of `layout` its packed index in the whole, ascending.
     origins: Vec<i64>,
     /// For each token of the whole its packed index in `layout`.
@@ -27,11 +25,7 @@ impl Shared {
             places.extend((own..all.end).map(|token| (origins.len() + token - own) as i64));
             origins.extend((own..all.end).map(|token| token as i64));
         }
-        Self { layout: whole.sharing(tokens), tokens, origins, places }
-    }
-
-    pub(super) fn tokens(&self) -> usize {
-        self.tokens
+        Self { layout: whole.sharing(tokens), origins, places }
     }
 
     /// The same pass over these rows.

@@ -101,9 +101,7 @@ impl TrainSettings {
                 return Err(Error::setting(field, 0, "at least 1"));
             }
         }
-        if !(0.0..=1.0).contains(&self.utility_share) {
-            return Err(Error::setting("train.utility_share", self.utility_share, "between 0 and 1"));
-        }
+        Error::check_share("train.utility_share", self.utility_share)?;
         self.optimizer.validate()?;
         self.schedule.validate()
     }
