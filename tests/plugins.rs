@@ -66,9 +66,11 @@ fn a_latent_attack_perturbs_blocks_and_nothing_before_them() {
         let input = advtrain::Input::of_batch(&model, &rows, perturbation, pass).unwrap();
         model.hidden(&input).unwrap().tapped
     };
-    let (clean, perturbed) = (tapped(None), tapped(Some(found)));
-    assert!(clean[0].equal(&perturbed[0]));
-    assert!(!clean[1].equal(&perturbed[1]));
+    // Not to the last bit: only unperturbed rows share their beginning, so that products are of other shapes.
+    let moved: Vec<f64> = std::iter::zip(tapped(None), tapped(Some(found)))
+        .map(|(clean, perturbed)| (clean - perturbed).abs().max().double_value(&[]))
+        .collect();
+    assert!(moved[0] < 1e-12 && moved[1] > 1e-2, "{moved:?}");
 }
 
 #[test]
