@@ -141,6 +141,8 @@ tune() {
     chats
     requests_to_tune_on
     sed 's/^steps = 50$/steps = 20/; s/^width = 64$/width = 32/' "$here/evaluation.toml" | whole $runs/tuning.toml
+    [ "$(diff "$here/evaluation.toml" $runs/tuning.toml | grep -c '^>')" = 2 ] ||
+        { echo "$here/evaluation.toml: its search is no longer 64 candidates in 50 steps, of which \`tune\` takes a fifth" >&2; exit 1; }
     set -- "$1" --behaviors "$BEHAVIORS" --targets "$data/adv_training_targets.json" --held-out 0.1 --attacks direct,gcg \
         --settings $runs/tuning.toml --out "$runs/tuning-$1" \
         --utility "requests=$runs/requests_to_tune_on.txt,strings=$runs/requests_to_tune_on.txt,chats=$runs/chats_to_tune_on.jsonl"
