@@ -362,14 +362,13 @@ fn recipes_are_the_preset_small_and_its_controls() {
     assert_eq!(step.size, StepSize::Decaying(1.0));
     assert_eq!(recipe("one_step"), RunConfig { attack: Some(step), attack_settings: without, ..advul.clone() });
     let behind_strings = |mut run: RunConfig| {
-        run.data.strings = Some(StringShares { harmful: 0.5, utility: 0.3 });
-        run.train.max_updates = Some(200);
+        run.data.strings = Some(StringShares { harmful: 0.25, utility: 0.25 });
         run
     };
     assert_eq!(recipe("advipo_strings"), behind_strings(small(Algorithm::AdvIpo)));
     let mut strings = behind_strings(advul.clone());
     let LossConfig::AdvUl(loss) = &mut strings.loss else { panic!("{:?}", strings.loss) };
-    loss.away_cut_off.threshold = -3.5;
+    loss.away_cut_off.threshold = -4.0;
     assert_eq!(recipe("strings"), strings);
     let RunConfig { attack, attack_settings, .. } =
         RunConfig::preset(Algorithm::AdvUl, Preset::Fast, ModelPreset::Gemma2b);
