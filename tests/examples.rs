@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    io::{Read, Write},
+    io::{BufRead, BufReader, Read, Write},
     path::{Path, PathBuf},
     process::{Child, Command, Output, Stdio},
     sync::{Once, OnceLock},
@@ -427,6 +427,43 @@ fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
         assert!(adapter(name) == adapter("whole"), "{name}");
         assert_eq!(curve(name), curve("whole"), "{name}");
     }
+}
+
+#[test]
+fn a_second_ctrl_c_ends_a_run_in_the_middle_of_an_update() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("slow.toml");
+    let mut slow = printed(&mut example("advul"));
+    slow.attack.as_mut().unwrap().steps = 20_000;
+    slow.write(&config).unwrap();
+    let out = folder.path().join("out");
+    let mut command = toy().run("advul", &out);
+    command.arg("--config").arg(config).arg("--utility").arg(toy().file("harmless_training.jsonl"));
+    command.env("OMP_NUM_THREADS", "2");
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let interrupt = |child: &Child| {
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    };
+    while !out.join("metrics.jsonl").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before the first update");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    std::thread::sleep(Duration::from_millis(500));
+    interrupt(&child);
+    let mut said = BufReader::new(child.stderr.take().unwrap());
+    let mut line = String::new();
+    while !line.starts_with("stopping") {
+        line.clear();
+        assert!(said.read_line(&mut line).unwrap() > 0, "ended without a word of stopping");
+    }
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let mut rest = String::new();
+    said.read_to_string(&mut rest).unwrap();
+    assert_eq!((output.status.code(), rest.as_str()), (Some(130), ""));
+    // That is what a run says which came to the end of its update.
+    assert_eq!(String::from_utf8(output.stdout).unwrap().matches("stopped").count(), 0);
+    assert!(updates(&out).is_empty());
 }
 
 /// A copy of the toy's model with one file changed.
