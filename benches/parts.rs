@@ -21,7 +21,7 @@ use advtrain::{
     Decoder, Example, Input, Last, Pass, RobustLoss, TokenKind, Tokens, TrainableLm,
     tch::{Tensor, no_grad},
 };
-use common::{Lengths, device, dtypes, harmful_rows, shapes, synchronize};
+use common::{Lengths, device, dtypes, harmful_rows, shapes, synchronize, warmed};
 use criterion::{BenchmarkId, Criterion, SamplingMode, criterion_group, criterion_main};
 
 /// Prompts of a micro-batch of chats, in tokens.
@@ -142,7 +142,8 @@ fn parts(criterion: &mut Criterion) {
 }
 
 /// Times the same work without and with an optimisation.
-fn pair(criterion: &mut Criterion, name: &str, shape: &str, mut without: impl FnMut(), mut with: impl FnMut()) {
+fn pair(criterion: &mut Criterion, name: &str, shape: &str, without: impl FnMut(), with: impl FnMut()) {
+    let (mut without, mut with) = (warmed(without), warmed(with));
     let mut group = criterion.benchmark_group(format!("parts-{name}-{shape}"));
     group.sample_size(10).sampling_mode(SamplingMode::Flat);
     group.bench_function(BenchmarkId::from_parameter("without"), |bencher| bencher.iter(&mut without));

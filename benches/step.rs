@@ -18,14 +18,8 @@ use advtrain::{
     Dtype,
     tch::{Device, Kind, Tensor},
 };
-use common::{ALGORITHMS, LENGTHS, Lengths, STEPS, device, dtypes, shapes, synchronize};
+use common::{ALGORITHMS, LENGTHS, Lengths, STEPS, device, dtypes, shapes, synchronize, warmed};
 use criterion::{BenchmarkId, Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
-
-/// The same work, done once: what is allocated in it is then there, also for `--quick`, which has no warm-up of its own.
-fn warmed<W: FnMut()>(mut work: W) -> W {
-    work();
-    work
-}
 
 fn attack(criterion: &mut Criterion) {
     for (dtype, suffix) in dtypes() {

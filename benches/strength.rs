@@ -241,6 +241,7 @@ fn main() -> anyhow::Result<()> {
     let format = ChatFormat::load(&folder)?;
     let mut rows = inputs::read(&files, &config, &format, arguments.rows)?;
     let epoch = arguments.further * config.train.batch_size;
+    anyhow::ensure!(epoch > 0, "--further and --batch-size: must be at least 1");
     if arguments.model.is_some() && rows.training.robust.len() > epoch {
         let every = rows.training.robust.len() / epoch;
         rows.training.robust = rows.training.robust.into_iter().step_by(every).take(epoch).collect();

@@ -33,6 +33,12 @@ pub enum Algorithm {
     AdvUl,
 }
 
+/// The same work, done once: what is allocated in it is then there, also for `--quick`, which has no warm-up of its own.
+pub fn warmed<W: FnMut()>(mut work: W) -> W {
+    work();
+    work
+}
+
 impl Lengths {
     pub fn name(self) -> &'static str {
         if self == Self::Equal { "equal" } else { "ragged" }

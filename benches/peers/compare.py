@@ -93,7 +93,10 @@ class Results:
         self.path = path
         self.numbers = {}
         if path.exists():
-            for line in path.read_text().splitlines():
+            whole = path.read_text()
+            whole = whole[: whole.rfind("\n") + 1]  # a line that a kill cut short is measured again
+            path.write_text(whole)
+            for line in whole.splitlines():
                 record = json.loads(line)
                 self.numbers[tuple(record["key"])] = record["found"]
 
@@ -108,15 +111,18 @@ class Results:
 
 
 def floor_operations(shape, lengths):
-    """Floating-point operations of an attack iteration: 2 forward and 2 backward for each weight and token that meet."""
+    """Floating-point operations of an attack iteration: 2 forward and 2 backward for each weight and token that must meet. A row's
+    last token predicts nothing, and behind the keys and values of the last block only the predictors of targets go on."""
     config = json.loads((HERE.parent / "shapes.json").read_text())[shape]
     hidden, dim = config["hidden_size"], config["head_dim"]
     heads, groups = config["num_attention_heads"], config["num_key_value_heads"]
     block = 2 * hidden * dim * (heads + groups) + 3 * hidden * config["intermediate_size"]
     rows, prompt, target = 8, 64, 24
     shortest = prompt if lengths == "equal" else prompt // 4
-    tokens = sum(shortest + (prompt - shortest) * row // (rows - 1) + target for row in range(rows))
-    return 4 * config["num_hidden_layers"] * block * tokens + 4 * config["vocab_size"] * hidden * rows * target
+    tokens = sum(shortest + (prompt - shortest) * row // (rows - 1) + target - 1 for row in range(rows))
+    keys_and_values, predictors = 2 * hidden * dim * groups, rows * target
+    last = keys_and_values * tokens + (block - keys_and_values) * predictors
+    return 4 * ((config["num_hidden_layers"] - 1) * block * tokens + last + config["vocab_size"] * hidden * predictors)
 
 
 def spread(numbers):
