@@ -348,7 +348,9 @@ fn gcg_computes_what_nanogcg_computes() {
     }
     let candidates: Vec<Vec<i64>> = serde_json::from_value(record["candidates"]["ids"].clone()).unwrap();
     let losses = search.losses(&candidates).unwrap();
-    for (found, expected) in losses.iter().zip(numbers(&record["candidates"]["losses"])) {
+    let expected = numbers(&record["candidates"]["losses"]);
+    assert!(!losses.is_empty() && losses.len() == expected.len());
+    for (found, expected) in losses.iter().zip(expected) {
         assert!((found - expected).abs() < 1e-4 * expected, "{found} instead of {expected}");
     }
 }
@@ -397,6 +399,7 @@ fn questions_are_scored_as_the_harness_scores_them() {
         let expected = record[task]["log_likelihoods"].as_array().unwrap();
         assert_eq!(scores.len(), expected.len());
         for (found, expected) in scores.iter().zip(expected) {
+            assert_eq!(found.log_likelihoods.len(), expected.as_array().unwrap().len(), "{task}");
             for (found, expected) in found.log_likelihoods.iter().zip(numbers(expected)) {
                 assert!((found - expected).abs() < 1e-4 * expected.abs(), "{task}: {found} instead of {expected}");
             }

@@ -74,8 +74,10 @@ fn cut_in_the_middle() -> AdvUlLoss {
 }
 
 /// Of each list relative to its largest number.
-fn largest_difference(found: &[Vec<f64>], expected: &[Vec<f64>]) -> f64 {
+fn largest_difference(found: &[Vec<f64>; 3], expected: &[Vec<f64>; 3]) -> f64 {
     let of_list = |(found, expected): (&Vec<f64>, &Vec<f64>)| {
+        assert!(!expected.is_empty() && found.len() == expected.len());
+        assert!(found.iter().chain(expected).all(|one| one.is_finite()), "{found:?}, {expected:?}");
         let largest = expected.iter().fold(0.0f64, |largest, one| largest.max(one.abs()));
         found.iter().zip(expected).map(|(a, b)| (a - b).abs() / largest).fold(0.0, f64::max)
     };

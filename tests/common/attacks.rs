@@ -46,6 +46,7 @@ pub fn harmful_loss(model: &dyn CausalLm, rows: &Batch, perturbation: &Perturbat
 }
 
 pub fn assert_near(what: &str, found: &[f64], expected: &[f64]) {
+    assert_eq!(found.len(), expected.len(), "{what}");
     for (found, expected) in found.iter().zip(expected) {
         assert!((found - expected).abs() < 1e-12, "{what}: {found} instead of {expected}");
     }
