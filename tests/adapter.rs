@@ -344,6 +344,14 @@ fn bad_adapters_are_refused_by_name() {
     // PEFT takes a list that names modules of other families too.
     let wider = changed(|json| json["target_modules"].as_array_mut().unwrap().push(json!("w_proj")), none);
     load("llama", Kind::Float).load_lora(wider.path()).unwrap();
+    // And a word for all of them.
+    let all = changed(|json| json["target_modules"] = json!("all-linear"), none);
+    let [named, every] = [folder("llama"), all.path().to_path_buf()].map(|folder| {
+        let mut model = load("llama", Kind::Float);
+        model.load_lora(folder).unwrap();
+        logits(&model, Pass::default())
+    });
+    assert_equal("logits", &every, &named);
     let missing = changed(|_| {}, |all| assert!(all.remove(FACTOR).is_some()));
     assert_refused(missing.path(), &[FACTOR, "is missing"]);
     let extra = changed(

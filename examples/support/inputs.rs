@@ -157,11 +157,11 @@ impl Reader<'_> {
                 let held_out = is_held_out(&pair.group, files.held_out, self.config.train.seed)?;
                 if held_out { parts.1.push(pair) } else { parts.0.push(pair) }
             }
+            refuse_overlap_of_pairs(&parts.0, &parts.1)?;
             return Ok(parts);
         };
         let validation = self.load(validation)?;
-        let to_measure = RowIndex::of_pairs(&validation);
-        refuse_overlap("requests to measure on", all.iter().filter_map(|pair| to_measure.find_pair(pair)))?;
+        refuse_overlap_of_pairs(&all, &validation)?;
         Ok((all, validation))
     }
 
@@ -268,6 +268,11 @@ fn behind_string(mut chat: Chat, strings: &RandomStrings, share: f64) -> advtrai
         strings.put_behind(share, &chat.id, &mut first.content)?;
     }
     Ok(chat)
+}
+
+fn refuse_overlap_of_pairs(training: &[AnswerPair], to_measure: &[AnswerPair]) -> Result<()> {
+    let to_measure = RowIndex::of_pairs(to_measure);
+    refuse_overlap("requests to measure on", training.iter().filter_map(|pair| to_measure.find_pair(pair)))
 }
 
 fn refuse_overlap<'a>(what: &str, ids: impl Iterator<Item = &'a str>) -> Result<()> {

@@ -46,8 +46,8 @@ struct ArcChoice {
 /// Reads a JSONL file of ARC (Clark et al. 2018), easy or challenge.
 ///
 /// # Errors
-/// If the file cannot be read, a line has another form, no choice has the label of the right answer, or two questions
-/// have one id.
+/// If the file cannot be read, a line has another form, none or several choices have the label of the right answer, or two
+/// questions have one id.
 pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
     let path = path.as_ref();
     let mut lines = JsonObjects::<ArcLine>::open(path, FORM)?;
@@ -63,6 +63,10 @@ pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
             let message = format!("answerKey {answer_key:?} is the label of no choice; there are {labels:?}");
             return Err(lines.error(number, message));
         };
+        if labels.iter().filter(|label| **label == answer_key).count() > 1 {
+            let message = format!("answerKey {answer_key:?} is the label of two choices; there are {labels:?}");
+            return Err(lines.error(number, message));
+        }
         let choices: Vec<String> = question.choices.into_iter().map(|choice| choice.text).collect();
         check(&choices).map_err(|message| lines.error(number, message))?;
         items.push(MultipleChoice { id, question: question.stem, choices, answer });
@@ -99,6 +103,7 @@ pub fn load_mmlu(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
             );
             return Err(wrong(message));
         };
+        check(&choices).map_err(wrong)?;
         items.push(MultipleChoice { id: format!("{stem}/{index}"), question: question.to_string(), choices, answer });
     }
     not_empty(path, items)
@@ -144,6 +149,9 @@ mod tests {
             message.contains(r#"line 1: answerKey "B" is the label of no choice; there are ["1", "2"]"#),
             "{message}"
         );
+        let twice = text.replace(r#""label":"1""#, r#""label":"2""#);
+        let message = with_file("arc.jsonl", &twice, |path| load_arc(path)).unwrap_err().to_string();
+        assert!(message.contains(r#"answerKey "2" is the label of two choices"#), "{message}");
         let error = with_file("arc.jsonl", &format!("{text}\n{text}\n"), |path| load_arc(path));
         let message = error.unwrap_err().to_string();
         assert!(message.ends_with(r#"line 2: has the id "q" of line 1; ids must be unique"#), "{message}");
@@ -157,5 +165,7 @@ mod tests {
             let message = with_file("x.csv", text, |path| load_mmlu(path)).unwrap_err().to_string();
             assert!(message.contains("line 1") && message.contains("four answers"), "{message}");
         }
+        let message = with_file("x.csv", "Q,,2,3,4,A\n", |path| load_mmlu(path)).unwrap_err().to_string();
+        assert!(message.contains("line 1: choice 0 is empty"), "{message}");
     }
 }

@@ -98,13 +98,17 @@ impl<'a> Row<'a> {
         Some(self.name).filter(|_| named.is_none() || named != line)
     }
 
-    /// The words of the users; none if there is no word.
     fn words(&self) -> Option<Vec<String>> {
-        let users = self.messages.iter().filter(|message| message.is_user());
-        let words: Vec<String> =
-            users.flat_map(|message| message.content.split_whitespace()).map(str::to_lowercase).collect();
-        Some(words).filter(|words| !words.is_empty())
+        users_words(self.messages)
     }
+}
+
+/// The words of the users, in lower case; none if there is no word.
+pub(super) fn users_words(messages: &[Message]) -> Option<Vec<String>> {
+    let users = messages.iter().filter(|message| message.is_user());
+    let words: Vec<String> =
+        users.flat_map(|message| message.content.split_whitespace()).map(str::to_lowercase).collect();
+    Some(words).filter(|words| !words.is_empty())
 }
 
 #[cfg(test)]

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::{
     AnswerPair, LoadReport, Message,
     json_objects::{Id, JsonObjects},
+    overlap::users_words,
 };
 use crate::{Error, Result};
 
@@ -65,7 +66,8 @@ pub fn load_preferences(path: impl AsRef<Path>) -> Result<(Vec<AnswerPair>, Load
             continue;
         }
         pairs.push(AnswerPair {
-            group: id.clone(),
+            // Several answers to one request stay on one side of a split.
+            group: users_words(&messages).map_or_else(|| id.clone(), |words| words.join(" ")),
             id,
             place: lines.place(line),
             messages,

@@ -32,6 +32,16 @@ fn read(rows: &str) -> Result<(Vec<AnswerPair>, LoadReport)> {
     load_preferences(&path)
 }
 
+/// Of one request they are one group, so that no split has it on both sides.
+#[test]
+fn answers_to_one_request_stay_together() {
+    let row =
+        |prompt: &str, chosen: &str| format!(r#"{{"prompt": "{prompt}", "chosen": "{chosen}", "rejected": "x"}}"#);
+    let (pairs, _) = read(&[row("Mix ink", "a"), row("mix  INK", "b"), row("Mix sap", "c")].join("\n")).unwrap();
+    let groups: Vec<&str> = pairs.iter().map(|pair| pair.group.as_str()).collect();
+    assert_eq!(groups, ["mix ink", "mix ink", "mix sap"]);
+}
+
 /// The rows of TRL's documentation, "Dataset formats and types", and the mixtures that published data sets have.
 #[test]
 fn trls_own_rows_are_read() {

@@ -9,7 +9,8 @@ use super::Message;
 pub struct AnswerPair {
     /// Stable and unique in its file.
     pub id: String,
-    /// What rows have in common that must not be split between training and validation: the behaviour's id, or the row's own.
+    /// What rows have in common that must not be split between training and validation: the behaviour's id, or, of a
+    /// preference, what its users say.
     pub group: String,
     /// The file and the line or key that the row came from, for errors.
     pub place: String,

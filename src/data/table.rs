@@ -47,8 +47,7 @@ impl Table {
     /// Quotes that nothing closes take in the rest of the file, so they would be found in its last row.
     fn check_end(&self, path: &Path, text: &str) -> Result<()> {
         let Some((line, record)) = self.rows.last() else { return Ok(()) };
-        let quotes = from_record(text, record).filter(|byte| *byte == b'"').count();
-        if quotes % 2 == 1 {
+        if ends_within_quotes(from_record(text, record)) {
             return Err(Error::file(
                 path,
                 format!("line {line}: quotes are opened and never closed; they must come in pairs"),
@@ -65,6 +64,20 @@ impl Table {
 /// The bytes from where the reader began to look for a record.
 fn from_record<'a>(text: &'a str, record: &StringRecord) -> impl Iterator<Item = u8> + 'a {
     text.bytes().skip(record.position().map_or(0, csv::Position::byte) as usize)
+}
+
+/// Quotes count where a field begins with them; elsewhere they are text, as in Python's csv.
+fn ends_within_quotes(record: impl Iterator<Item = u8>) -> bool {
+    let (mut begins, mut quoted) = (true, false);
+    for byte in record {
+        match byte {
+            // Two in a row close and open again.
+            b'"' if begins || quoted => (begins, quoted) = (quoted, !quoted),
+            b',' | b'\n' => begins = !quoted,
+            _ => begins = false,
+        }
+    }
+    quoted
 }
 
 /// The line on which a record begins. The reader counts the empty lines that it skips before a record to the record.
@@ -124,6 +137,18 @@ mod tests {
         let table = read("a,b\r\n\"1\r\n2\",x\r\n3,y\r\n", &["a"]).unwrap();
         let rows: Vec<_> = table.rows().map(|row| (row.line, row.text("a"))).collect();
         assert_eq!(rows, [(2, "1\n2"), (4, "3")]);
+    }
+
+    #[test]
+    fn quotes_that_nothing_closes_are_errors_and_quotes_within_text_are_not() {
+        for whole in ["x,A 5\" pipe", "x,\"A 5\"\" pipe\"", "\"x\",\"\"", "x,\"\"\"y\"\"\"\n\n"] {
+            let table = read(&format!("a,b\n{whole}"), &["a"]).unwrap();
+            assert_eq!(table.rows().map(|row| row.text("a")).collect::<Vec<_>>(), ["x"], "{whole}");
+        }
+        for open in ["x,\"A 5 pipe\n", "\"x", "x,\"y\"\"", "x,\"y\n\nz,\"\"\n"] {
+            let message = read(&format!("a,b\n1,2\n{open}"), &["a"]).unwrap_err().to_string();
+            assert!(message.contains("quotes are opened and never closed") || message.contains("not CSV"), "{message}");
+        }
     }
 
     #[test]

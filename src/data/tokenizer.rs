@@ -1,6 +1,7 @@
 //! Text to token ids and back, from the files of a model folder.
 
 use std::{
+    collections::BTreeSet,
     fs,
     ops::Range,
     path::{Path, PathBuf},
@@ -202,7 +203,8 @@ impl Tokenizer {
     /// If the decoder refuses a token.
     pub fn printable_ids(&self, ascii_only: bool) -> Result<Vec<i64>> {
         let added = self.inner.get_added_tokens_decoder();
-        let ids = (0..self.vocabulary_size() as u32).filter(|id| !added.contains_key(id));
+        let ids: BTreeSet<u32> = self.inner.get_vocab(true).into_values().collect();
+        let ids = ids.into_iter().filter(|id| !added.contains_key(id));
         let mut printable = Vec::new();
         for id in ids.map(i64::from) {
             let text = self.decode(&[id], false)?;

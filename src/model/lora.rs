@@ -112,8 +112,9 @@ impl Decoder {
         let mut config = read_config(&path)?;
         config.validate().context(|| format!("reading {}", path.display()))?;
         // As in PEFT, a list may name modules that this model does not have, as long as it has some of them.
+        let named = !config.target_modules.is_empty();
         config.target_modules.retain(|target| self.has_module(target));
-        if config.target_modules.is_empty() {
+        if named && config.target_modules.is_empty() {
             let message =
                 format!("target_modules: the model has none of them; its modules are {:?}", self.last_parts());
             return Err(Error::file(&path, message));
