@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::{collections::HashSet, ops::Range, path::PathBuf, sync::atomic::Ordering};
+use std::{collections::HashSet, num::NonZeroUsize, ops::Range, path::PathBuf, sync::atomic::Ordering};
 
 use advtrain::{
     CausalLm, ChatFormat, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled, TrainableLm,
@@ -44,8 +44,8 @@ struct Arguments {
     #[arg(long, default_value_t = 48)]
     max_new_tokens: usize,
     /// Requests answered together
-    #[arg(long, default_value_t = 8)]
-    rows: usize,
+    #[arg(long, default_value = "8")]
+    rows: NonZeroUsize,
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto")]
     device: String,
@@ -83,8 +83,10 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     let device = device(&arguments.device)?;
     let format = ChatFormat::load(&arguments.model)?;
     let model = Decoder::load(&arguments.model, arguments.dtype.on(device), device)?;
-    let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template().hash());
-    let of = format!("{weights} in {kind:?}, {template}, {} tokens", arguments.max_new_tokens);
+    let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template());
+    // Of a template that prints it.
+    let date = if template.uses_clock() { format!(" of {:?}", template.date()) } else { String::new() };
+    let of = format!("{weights} in {kind:?}, {}{date}, {} tokens", template.hash(), arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
     let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
     let known: Vec<Done> = JsonLines::read(&journal)?;
@@ -113,7 +115,7 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
 }
 
 fn pieces(arguments: &Arguments) -> Result<Vec<Piece>> {
-    let (rows, drawn) = (arguments.rows.max(1), arguments.drawn);
+    let (rows, drawn) = (arguments.rows.get(), arguments.drawn);
     let mut pieces = Vec::new();
     for path in &arguments.requests {
         let named = |one: Request| Request { id: format!("{}/{}", stem(path), one.id), ..one };
@@ -133,11 +135,11 @@ fn distilled(piece: &Piece, model: &Decoder, format: &ChatFormat, arguments: &Ar
         Piece::Drawn { numbers, seed } => {
             let sampling = Some(Sampling { top_p: 0.95, seed: *seed, ..Sampling::default() });
             let generation = Generation { max_new_tokens: LONGEST_REQUEST, end_ids: Vec::new(), sampling };
-            (drawn_requests(model, format, numbers.clone(), &generation, arguments.rows)?, "drawn requests")
+            (drawn_requests(model, format, numbers.clone(), &generation, arguments.rows.get())?, "drawn requests")
         }
     };
     let generation = Generation { max_new_tokens: arguments.max_new_tokens, end_ids: format.end_ids(), sampling: None };
-    Ok(self_distilled(model, format, &requests, place, &generation, arguments.rows)?)
+    Ok(self_distilled(model, format, &requests, place, &generation, arguments.rows.get())?)
 }
 
 /// Each request once.

@@ -117,6 +117,11 @@ impl Error {
         &self.kind
     }
 
+    /// Whether it is about what was asked, and not about the machine.
+    pub(crate) fn is_of_conversation(&self) -> bool {
+        matches!(&*self.kind, ErrorKind::Conversation { .. } | ErrorKind::Example { .. } | ErrorKind::Mismatch { .. })
+    }
+
     /// Whether the device had no memory left for what libtorch was to do.
     pub(crate) fn is_out_of_memory(&self) -> bool {
         matches!(&*self.kind, ErrorKind::Tensor(error) if error.to_string().contains("out of memory"))

@@ -549,6 +549,11 @@ fn broken_data_is_named_and_nothing_is_written() {
     let mut command = toy().run("advul", &out);
     command.arg("--utility").arg(&chats).arg("--harmless-requests").arg(requests);
     fails(&mut command, "1 are trained on too, request:2");
+    let ids = ["a", "b", "c", "d", "e", "f", "g", "h"];
+    let rows = ids.map(|id| format!("Mix ink,{id}\n")).concat();
+    let targets = Value::from_iter(ids.map(|id| (id, json!(["Sure"])))).to_string();
+    let same = [written("same.csv", &format!("Behavior,BehaviorID\n{rows}")), written("same.json", &targets)];
+    fails(toy().run_on("advipo_gemma", &out, &model, same).args(["--held-out", "0.5"]), "are trained on too");
     assert!(!out.exists());
 }
 
@@ -578,6 +583,7 @@ fn broken_settings_are_named_and_nothing_is_written() {
         ("--measured-epsilon", "0", "--measured-epsilon"),
         ("--held-out", "1.5", "--held-out"),
         ("--utility-share", "2", "train.utility_share = 2"),
+        ("--seed", "9223372036854775808", "train.seed = 9223372036854775808: must be at most"),
     ] {
         fails(toy().run("advul", &out).args([option, value]), in_message);
     }

@@ -5,7 +5,10 @@ mod runs;
 #[path = "common/toy.rs"]
 mod toy;
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::{
+    fs,
+    sync::{Arc, atomic::AtomicBool},
+};
 
 use advtrain::{
     AdvIpoLoss, AdvUlLoss, AdversarialTrainer, AttackSettings, Decoder, Finish, OptimizerConfig, Pgd, Radius, Site,
@@ -166,6 +169,34 @@ fn a_checkpoint_of_another_run_is_refused_and_the_difference_named() {
     ] {
         let error = resume(builder).unwrap_err().to_string();
         assert!(error.contains(expected), "{error:?} does not say {expected:?}");
+    }
+}
+
+#[test]
+fn a_checkpoint_under_another_number_and_damaged_reference_values_are_refused() {
+    let _turn = alone();
+    let folder = tempfile::tempdir().unwrap();
+    let build = || preference_run().folder(folder.path()).build();
+    let mut first = build().unwrap();
+    first.step().unwrap();
+    first.save_checkpoint().unwrap();
+    drop(first);
+    let checkpoints = folder.path().join("checkpoints");
+    fs::rename(checkpoints.join("update-000001"), checkpoints.join("update-000004")).unwrap();
+    let error = build().unwrap().resume().unwrap_err().to_string();
+    assert!(error.contains("update-000004") && error.contains("update = 1: in this folder it must be 4"), "{error}");
+    let reference = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().path());
+    let reference = reference.into_iter().find(|path| path.display().to_string().contains("reference-")).unwrap();
+    let mut values: serde_json::Value = serde_json::from_slice(&fs::read(&reference).unwrap()).unwrap();
+    let (id, of_row) = values.as_object_mut().unwrap().iter_mut().next().unwrap();
+    let (id, name) = (id.clone(), of_row.as_object().unwrap().keys().next().unwrap().clone());
+    for (numbers, expected) in
+        [(serde_json::json!([]), "numbers, as of other rows"), (serde_json::json!([1.0, 2.0]), "as of")]
+    {
+        values[&id][&name] = numbers;
+        fs::write(&reference, values.to_string()).unwrap();
+        let error = build().err().unwrap().to_string();
+        assert!(error.contains("reference-") && error.contains(expected), "{error}");
     }
 }
 

@@ -200,8 +200,9 @@ fn chat_format(config: &mut RunConfig, model_folder: &Path, out: &Path) -> Resul
     if !format.template().uses_clock() {
         return Ok(format);
     }
-    let earlier = || RunConfig::read(out.join("run.toml")).ok().and_then(|run| run.data.date);
-    let date = config.data.date.or_else(earlier).unwrap_or(format.template().date());
+    let path = out.join("run.toml");
+    let earlier = if path.exists() { RunConfig::read(path)?.data.date } else { None };
+    let date = config.data.date.or(earlier).unwrap_or(format.template().date());
     config.data.date = Some(date);
     Ok(format.with_date(date))
 }

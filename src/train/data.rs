@@ -8,7 +8,9 @@ use std::{
 use sha2::{Digest, Sha256};
 use tch::Device;
 
-use crate::{Batch, CausalLm, Error, Example, Result, RobustLoss, Source, digest::hex, error::Context, files};
+use crate::{
+    Batch, CausalLm, Error, ErrorKind, Example, Result, RobustLoss, Source, digest::hex, error::Context, files,
+};
 
 /// The rows that a run trains on.
 #[derive(Clone, Debug, Default)]
@@ -73,7 +75,7 @@ impl Reference {
         Ok(reference)
     }
 
-    /// Every row must have the numbers that the loss says it computes, and no others.
+    /// Every row must have the numbers that the loss says it computes, and no others; finite ones, as many as every other row.
     fn check(&self, loss: &dyn RobustLoss, rows: &[Example]) -> Result<()> {
         let wanted: BTreeSet<&str> = loss.precomputes().iter().copied().collect();
         for row in rows {
@@ -82,6 +84,19 @@ impl Reference {
             if found != wanted {
                 let what = format!("precomputed numbers of example {}", row.id());
                 return Err(Error::mismatch(what, format!("{wanted:?}"), format!("{found:?}")));
+            }
+        }
+        let mut lengths = BTreeMap::new();
+        for (id, name, numbers) in
+            self.values.iter().flat_map(|(id, of_row)| of_row.iter().map(move |(n, v)| (id, n, v)))
+        {
+            let what = || format!("precomputed {name} of example {id}");
+            if let Some(value) = numbers.iter().find(|number| !number.is_finite()) {
+                return Err(ErrorKind::NotFinite { what: what(), value: *value }.into());
+            }
+            let length = *lengths.entry(name).or_insert(numbers.len());
+            if length != numbers.len() {
+                return Err(Error::mismatch(what(), format!("{length} numbers, as of other rows"), numbers.len()));
             }
         }
         Ok(())

@@ -117,6 +117,10 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
             );
             return Err(Error::file(folder.join(STATE), message));
         }
+        if state.update != update {
+            let message = format!("update = {}: in this folder it must be {update}", state.update);
+            return Err(Error::file(folder.join(STATE), message));
+        }
         let device = self.model.device();
         let optimizer = read_tensors(&folder.join(OPTIMIZER), device)?;
         if let Some(Attacking { attack, runner, .. }) = &mut self.attack {

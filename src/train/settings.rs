@@ -102,6 +102,10 @@ impl TrainSettings {
             }
         }
         Error::check_share("train.utility_share", self.utility_share)?;
+        // More cannot be written as TOML, which is how a run is kept.
+        if i64::try_from(self.seed).is_err() {
+            return Err(Error::setting("train.seed", self.seed, format!("at most {}", i64::MAX)));
+        }
         self.optimizer.validate()?;
         self.schedule.validate()
     }

@@ -3,14 +3,14 @@
 use ndarray::Array1;
 
 use crate::{
-    Batch, CausalLm, ChatFormat, ContinuationKind, Example, Generation, Input, Last, Message, Pass, Perturbation,
-    Result, loss::target_log_probs, tensor,
+    Batch, CausalLm, ChatFormat, ContinuationKind, Error, Example, Generation, Input, Last, Message, Pass,
+    Perturbation, Result, loss::target_log_probs, tensor,
 };
 
 /// The answer to each conversation, without special tokens; `rows` conversations are answered together.
 ///
 /// # Errors
-/// If a conversation cannot be rendered, or the model fails.
+/// If a conversation cannot be rendered, `rows` is 0, or the model fails.
 pub fn answers(
     model: &dyn CausalLm,
     format: &ChatFormat,
@@ -18,14 +18,20 @@ pub fn answers(
     settings: &Generation,
     rows: usize,
 ) -> Result<Vec<String>> {
+    check_rows(rows)?;
     let mut texts = Vec::with_capacity(conversations.len());
-    for (chunk, conversations) in conversations.chunks(rows.max(1)).enumerate() {
+    for (chunk, conversations) in conversations.chunks(rows).enumerate() {
         let prompts = conversations.iter().enumerate().map(|(index, messages)| {
-            Example::new(format!("prompt/{}", chunk * rows.max(1) + index), format.prompt(messages)?, Vec::new())
+            Example::new(format!("prompt/{}", chunk * rows + index), format.prompt(messages)?, Vec::new())
         });
         texts.extend(answers_to(model, format, prompts.collect::<Result<_>>()?, settings)?);
     }
     Ok(texts)
+}
+
+/// That something is computed together.
+pub(super) fn check_rows(rows: usize) -> Result<()> {
+    if rows == 0 { Err(Error::setting("rows", 0, "at least 1")) } else { Ok(()) }
 }
 
 /// The answers to prompts that are tokens already, together, without special tokens.
@@ -43,15 +49,16 @@ pub(crate) fn answers_to(
 /// `[targets]` per example. `rows` examples are computed together.
 ///
 /// # Errors
-/// If an example has no such continuation, or the model fails.
+/// If an example has no such continuation, `rows` is 0, or the model fails.
 pub fn target_losses(
     model: &dyn CausalLm,
     examples: &[Example],
     kind: ContinuationKind,
     rows: usize,
 ) -> Result<Vec<Array1<f64>>> {
+    check_rows(rows)?;
     let mut losses = Vec::with_capacity(examples.len());
-    for examples in examples.chunks(rows.max(1)) {
+    for examples in examples.chunks(rows) {
         let batch = Batch::of_kind(examples, kind, model.device())?;
         losses.extend(losses_of_rows(model, &batch, kind, None)?);
     }

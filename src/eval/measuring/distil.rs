@@ -4,7 +4,10 @@ use std::{collections::HashSet, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use super::{answers::answers, refusal::complies};
+use super::{
+    answers::{answers, check_rows},
+    refusal::complies,
+};
 use crate::{
     Batch, CausalLm, Chat, ChatFormat, Example, Generation, Message, Request, Result, StringPlace, TokenKind, Tokens,
 };
@@ -25,7 +28,7 @@ pub struct SelfDistilled {
 /// `generation.max_new_tokens` tokens at most ([`crate::DataSettings::utility_tokens`]), so that no such end is learnt.
 ///
 /// # Errors
-/// If a request cannot be rendered, or the model fails.
+/// If a request cannot be rendered, `rows` is 0, or the model fails.
 pub fn self_distilled(
     model: &dyn CausalLm,
     format: &ChatFormat,
@@ -47,7 +50,7 @@ pub fn self_distilled(
 /// A model may write requests that it should refuse. Read them, or draw them from one that is known to write harmless ones.
 ///
 /// # Errors
-/// If the template refuses a conversation of one message, or the model fails.
+/// If the template refuses a conversation of one message, `rows` is 0, or the model fails.
 pub fn drawn_requests(
     model: &dyn CausalLm,
     format: &ChatFormat,
@@ -59,10 +62,11 @@ pub fn drawn_requests(
     let opening = Tokens::of_kind(placed.before, TokenKind::Template);
     let mut generation = generation.clone();
     generation.end_ids.extend(format.end_ids().into_iter().chain(placed.behind.first().copied()));
+    check_rows(rows)?;
     let mut found = Vec::new();
     let mut known = HashSet::new();
     let numbers: Vec<usize> = numbers.collect();
-    for numbers in numbers.chunks(rows.max(1)) {
+    for numbers in numbers.chunks(rows) {
         let prompt = |number: &usize| Example::new(format!("drawn/{number}"), opening.clone(), Vec::new());
         let prompts = Batch::new(numbers.iter().map(prompt).collect::<Result<_>>()?, model.device())?;
         for (number, ids) in numbers.iter().zip(model.generate(&prompts, None, &generation)?) {

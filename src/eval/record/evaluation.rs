@@ -293,9 +293,12 @@ impl Evaluation {
     pub fn forget_failed(&mut self) -> Result<()> {
         let path = self.folder.join(RECORDS);
         let Some(journal) = &mut self.journal else { return Err(read_only(&self.folder)) };
-        self.records.forget_failed();
-        let text = self.records.lines().map(|line| line.text(&path)).collect::<Result<String>>()?;
+        let mut kept = self.records.clone();
+        kept.forget_failed();
+        let text = kept.lines().map(|line| line.text(&path)).collect::<Result<String>>()?;
         files::write(&path, text.as_bytes())?;
+        // From here on the file that the journal had open is no longer in the folder.
+        self.records = kept;
         journal.length = text.len() as u64;
         journal.file = append(&path, journal.length)?;
         Ok(())

@@ -131,7 +131,7 @@ impl Line {
 }
 
 /// All lines of a file.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Records {
     pub(super) attacks: Vec<AttackRecord>,
     /// By attack, case and judge.

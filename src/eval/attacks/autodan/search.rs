@@ -110,7 +110,8 @@ impl<'s, 'a> Search<'s, 'a> {
             self.losses.insert(text.clone(), f64::INFINITY);
             match self.example(text) {
                 Ok(example) => examples.push((text, example)),
-                Err(error) => self.why = error.to_string(),
+                Err(error) if error.is_of_conversation() => self.why = error.to_string(),
+                Err(error) => return Err(error),
             }
         }
         self.cost.forward_passes += examples.len();

@@ -27,11 +27,22 @@ pub(super) struct DraftJudge<'s, 'a> {
 }
 
 impl DraftJudge<'_, '_> {
-    /// The losses of one case's candidates; what all of their conversations begin with is read once.
+    /// The losses of one case's candidates: infinite where the draft model's template does not take the conversation.
     fn losses_of(&self, conversations: &[Vec<Message>], target: &str) -> Result<Vec<f64>> {
-        let DraftModel { model, format, .. } = *self.draft;
-        let openings =
-            conversations.iter().map(|messages| format.opening(messages, target)).collect::<Result<Vec<_>>>()?;
+        let opening = |messages: &Vec<Message>| match self.draft.format.opening(messages, target) {
+            Err(error) if error.is_of_conversation() => Ok(None),
+            opening => opening.map(Some),
+        };
+        let openings = conversations.iter().map(opening).collect::<Result<Vec<_>>>()?;
+        let taken: Vec<bool> = openings.iter().map(Option::is_some).collect();
+        let mut losses = self.losses_of_openings(openings.into_iter().flatten().collect())?.into_iter();
+        let mut loss = |taken: bool| if taken { losses.next() } else { None };
+        Ok(taken.into_iter().map(|taken| loss(taken).unwrap_or(f64::INFINITY)).collect())
+    }
+
+    /// What all of the conversations begin with is read once.
+    fn losses_of_openings(&self, openings: Vec<EncodedChat>) -> Result<Vec<f64>> {
+        let model = self.draft.model;
         let prompts: Vec<&[i64]> = openings.iter().map(|opening| opening.prompt.ids()).collect();
         let common = common(&prompts);
         let model = model.behind(prompts.first().map_or(&[][..], |first| &first[..common]))?;
