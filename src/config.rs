@@ -162,7 +162,8 @@ pub enum Preset {
     Fast,
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Corrected` with the ten
     /// steps of its attack along a momentum of the normalised gradient, from a random start; 300 updates at a higher learning rate,
-    /// the first 32 tokens of each utility answer held against the original model's predictions and the very first once more,
+    /// the first 32 tokens of each utility answer held against the original model's predictions and the very first once more, a
+    /// quarter of the rows behind random strings,
     /// C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a tenth and utility
     /// rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
     Small,
@@ -247,6 +248,7 @@ impl RunConfig {
 
     fn into_small(mut self) -> Self {
         (self.data.max_tokens, self.data.utility_tokens) = (256, Some(32));
+        self.data.strings = Some(StringShares { harmful: 0.25, utility: 0.25 });
         self.lora.dropout = 0.0;
         if let Some(attack) = &mut self.attack {
             let threat = ThreatModel { radius: Radius::Relative(0.1), ..attack.threat.clone() };
@@ -254,7 +256,7 @@ impl RunConfig {
         }
         self.attack_settings.start = Start::Uniform;
         match &mut self.loss {
-            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-4.5, 0.05),
+            LossConfig::AdvUl(loss) => (loss.away_cut_off.threshold, loss.toward_cut_off.threshold) = (-4.0, 0.05),
             LossConfig::AdvIpo(loss) => (loss.beta, loss.weight) = (0.085, 0.085),
         }
         self.utility = SupervisedLoss { weight: 3.0, first_weight: 1.0, against: Against::Reference };

@@ -138,6 +138,8 @@ const SMALL: &[(&str, &str)] = &[
     ("attack.threat.radius.relative", "0.1"),
     ("attack_settings.start", "\"uniform\""),
     ("data.max_tokens", "256"),
+    ("data.strings.harmful", "0.25"),
+    ("data.strings.utility", "0.25"),
     ("data.utility_tokens", "32"),
     ("lora.dropout", "0.0"),
     ("train.epochs", "100"),
@@ -150,7 +152,7 @@ const SMALL: &[(&str, &str)] = &[
 ];
 
 const SMALL_ADV_UL: &[(&str, &str)] =
-    &[("loss.adv_ul.away_cut_off.threshold", "-4.5"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
+    &[("loss.adv_ul.away_cut_off.threshold", "-4.0"), ("loss.adv_ul.toward_cut_off.threshold", "0.05")];
 
 const SMALL_ADV_IPO: &[(&str, &str)] =
     &[("loss.adv_ipo.beta", "0.085"), ("loss.adv_ipo.weight", "0.085"), ("train.utility_share", "0.875")];

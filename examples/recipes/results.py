@@ -23,15 +23,13 @@ NAMES = {
     "advipo-0": "C-AdvIPO",
     "no_attack-0": "C-AdvUL without the attack",
     "one_step-0": "C-AdvUL, one step",
-    "strings-0": "C-AdvUL, strings",
-    "advipo_strings-0": "C-AdvIPO, strings",
     "three_passes-0": "C-AdvUL, three passes",
     "advul-1": "C-AdvUL, seed 1",
     "advul-2": "C-AdvUL, seed 2",
     "advipo-1": "C-AdvIPO, seed 1",
     "advipo-2": "C-AdvIPO, seed 2",
 }
-MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "strings-0", "advipo_strings-0", "three_passes-0"]
+MAIN = ["untrained", "advul-0", "advipo-0", "no_attack-0", "one_step-0", "three_passes-0"]
 SEEDS = ["untrained", "advul-0", "advul-1", "advul-2", "advipo-0", "advipo-1", "advipo-2"]
 NOT_REFUSED, NO_LOOP, TARGET = "not refused", "not refused, and no loop", "begins with the target"
 ATTACKS = {

@@ -13,7 +13,7 @@ use crate::{
 ///
 /// Without such rows nothing is learnt of requests that have a string behind them, and a search finds there what training took
 /// away elsewhere. A string has 5 to 24 tokens, each an exclamation mark, with which GCG begins, or any printable ASCII token of the
-/// vocabulary, in shares that are drawn anew for every string. It belongs to the seed and the row's id. docs/small.md says what
+/// vocabulary, in shares that are drawn anew for every string. It belongs to the seed and the row's id. docs/tuning.md says what
 /// such rows do.
 ///
 /// ```no_run
