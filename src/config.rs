@@ -163,9 +163,9 @@ pub enum Preset {
     /// For a model of some hundred million parameters on a CPU, with utility rows that it writes itself: `Corrected` with the ten
     /// steps of its attack along a momentum of the normalised gradient, from a random start; 300 updates at a higher learning rate,
     /// the first 32 tokens of each utility answer held against the original model's predictions and the very first once more, a
-    /// quarter of the rows behind random strings,
-    /// C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin wider, its weight less than a tenth and utility
-    /// rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md says why, and what failed.
+    /// quarter of the rows behind random strings, C-AdvUL's terms cut off earlier (away) and later (toward), C-AdvIPO's margin
+    /// wider, its weight less than a tenth and utility rows beside it, no dropout, epsilon 0.1 whatever the model. docs/small.md
+    /// says why, and what failed.
     Small,
 }
 
@@ -301,9 +301,7 @@ impl RunConfig {
         if self.data.max_tokens < 2 {
             return Err(Error::setting("data.max_tokens", self.data.max_tokens, "at least 2"));
         }
-        if self.data.utility_tokens == Some(0) {
-            return Err(Error::setting("data.utility_tokens", 0, "at least 1"));
-        }
+        Error::check_count("data.utility_tokens", self.data.utility_tokens.unwrap_or(1))?;
         if let Some(shares) = self.data.strings {
             Error::check_share("data.strings.harmful", shares.harmful)?;
             Error::check_share("data.strings.utility", shares.utility)?;

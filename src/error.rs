@@ -155,6 +155,11 @@ impl Error {
         ErrorKind::Setting { field: field.into(), value: value.to_string(), allowed: allowed.into() }.into()
     }
 
+    /// The same of a count that is 0.
+    pub(crate) fn check_count(field: &str, count: usize) -> Result<()> {
+        if count > 0 { Ok(()) } else { Err(Self::setting(field, count, "at least 1")) }
+    }
+
     /// The same of a share that is not between 0 and 1.
     pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
         if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Self::setting(field, share, "between 0 and 1")) }

@@ -198,9 +198,7 @@ impl EmbeddingAttack for Pgd {
 
     fn validate(&self) -> Result<()> {
         self.threat.validate()?;
-        if self.steps == 0 {
-            return Err(Error::setting("attack.steps", 0, "at least 1"));
-        }
+        Error::check_count("attack.steps", self.steps)?;
         let (StepSize::Absolute(size) | StepSize::Constant(size) | StepSize::Decaying(size)) = self.size;
         if !(size > 0.0 && size.is_finite()) {
             return Err(Error::setting("attack.size", size, "above 0 and finite"));

@@ -59,9 +59,7 @@ impl AttackSettings {
     /// # Errors
     /// Names the field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        if self.restarts == 0 {
-            return Err(Error::setting("attack_settings.restarts", 0, "at least 1"));
-        }
+        Error::check_count("attack_settings.restarts", self.restarts)?;
         Ok(())
     }
 

@@ -61,9 +61,7 @@ impl Sampler {
     /// If the batch size is 0, the share is not between 0 and 1, or a set that rows must come from is empty.
     pub fn new(settings: SamplerSettings) -> Result<Self> {
         let SamplerSettings { primary_rows, utility_rows, batch_size, utility_share, .. } = settings;
-        if batch_size == 0 {
-            return Err(Error::setting("batch_size", batch_size, "at least 1"));
-        }
+        Error::check_count("batch_size", batch_size)?;
         Error::check_share("utility_share", utility_share)?;
         let share = (utility_share * BILLION as f64).round() as u128;
         if share > 0 && utility_rows == 0 {

@@ -61,9 +61,7 @@ impl<'a> Subject<'a> {
     /// If a setting is out of range.
     pub fn new(model: &'a dyn CausalLm, format: &'a ChatFormat, generation: Generation, rows: usize) -> Result<Self> {
         generation.validate()?;
-        if rows == 0 {
-            return Err(Error::setting("rows", 0, "at least 1"));
-        }
+        Error::check_count("rows", rows)?;
         Ok(Self { model, format, generation, rows, context: None, ascii_ids: OnceCell::new() })
     }
 

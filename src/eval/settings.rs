@@ -92,9 +92,7 @@ impl EvaluationSettings {
     /// Names the first setting out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         for (name, value) in [("max_new_tokens", self.max_new_tokens), ("rows", self.rows)] {
-            if value == 0 {
-                return Err(Error::setting(name, 0, "at least 1"));
-            }
+            Error::check_count(name, value)?;
         }
         self.direct.validate()?;
         if self.direct.prefill > 0 {
@@ -102,9 +100,7 @@ impl EvaluationSettings {
             return Err(Error::setting("direct.prefill", self.direct.prefill, allowed));
         }
         self.prefill.validate().map_err(|error| error.with_field(|field| field.replacen("direct", "prefill", 1)))?;
-        if self.prefill.prefill == 0 {
-            return Err(Error::setting("prefill.prefill", 0, "at least 1"));
-        }
+        Error::check_count("prefill.prefill", self.prefill.prefill)?;
         self.gcg.validate()?;
         self.autodan.validate()?;
         self.pair.validate()?;

@@ -64,9 +64,7 @@ impl Generation {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        if self.max_new_tokens == 0 {
-            return Err(Error::setting("generation.max_new_tokens", 0, "at least 1"));
-        }
+        Error::check_count("generation.max_new_tokens", self.max_new_tokens)?;
         if let Some(id) = self.end_ids.iter().find(|id| **id < 0) {
             return Err(Error::setting("generation.end_ids", id, "at least 0"));
         }

@@ -97,9 +97,7 @@ impl TrainSettings {
             ("train.micro_batch_size", self.micro_batch_size),
             ("train.keep_checkpoints", self.keep_checkpoints),
         ] {
-            if value == 0 {
-                return Err(Error::setting(field, 0, "at least 1"));
-            }
+            Error::check_count(field, value)?;
         }
         Error::check_share("train.utility_share", self.utility_share)?;
         // More cannot be written as TOML, which is how a run is kept.

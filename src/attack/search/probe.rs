@@ -46,11 +46,8 @@ impl ProbeSampling {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        let fields = [("sampled", self.sampled), ("reduction", self.reduction)];
-        match fields.into_iter().find(|(_, value)| *value == 0) {
-            Some((name, _)) => Err(Error::setting(format!("probe_sampling.{name}"), 0, "at least 1")),
-            None => Ok(()),
-        }
+        Error::check_count("probe_sampling.sampled", self.sampled)?;
+        Error::check_count("probe_sampling.reduction", self.reduction)
     }
 
     /// The candidates that the attacked model judges, and their losses from `target`. `draft` is a loss for each candidate.

@@ -94,8 +94,8 @@ impl TokenSearchSettings {
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         let counts = [("width", self.width), ("top_k", self.top_k), ("replaced", self.replaced), ("rows", self.rows)];
-        if let Some((name, _)) = counts.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::setting(format!("search.{name}"), 0, "at least 1"));
+        for (name, count) in counts {
+            Error::check_count(&format!("search.{name}"), count)?;
         }
         match self.loss {
             SearchLoss::Mellowmax { sharpness } if !(sharpness > 0.0 && sharpness.is_finite()) => {

@@ -44,9 +44,7 @@ impl DirectSettings {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        if self.samples == 0 {
-            return Err(Error::setting("direct.samples", 0, "at least 1"));
-        }
+        Error::check_count("direct.samples", self.samples)?;
         if !(self.temperature > 0.0 && self.temperature.is_finite()) {
             return Err(Error::setting("direct.temperature", self.temperature, "above 0"));
         }

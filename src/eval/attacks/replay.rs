@@ -36,9 +36,7 @@ impl Replay {
     /// # Errors
     /// If there is to be no answer, or the temperature is out of range.
     pub fn with_samples(self, samples: usize, temperature: f64, seed: u64) -> Result<Self> {
-        if samples == 0 {
-            return Err(Error::setting("replay.samples", 0, "at least 1"));
-        }
+        Error::check_count("replay.samples", samples)?;
         if !(temperature > 0.0 && temperature.is_finite()) {
             return Err(Error::setting("replay.temperature", temperature, "above 0"));
         }

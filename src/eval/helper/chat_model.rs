@@ -171,7 +171,7 @@ impl<'a> LocalChat<'a> {
     /// # Errors
     /// If `rows` is 0.
     pub fn new(name: impl Into<String>, model: &'a dyn CausalLm, format: &'a ChatFormat, rows: usize) -> Result<Self> {
-        check_rows(rows)?;
+        Error::check_count("rows", rows)?;
         let (marks, name) = (texts_around(format), name.into());
         let (model, format) = (Held::Lent(model), Held::Lent(format));
         Ok(Self { name, model, format, marks, folder: None, rows, context: None })
@@ -183,7 +183,7 @@ impl<'a> LocalChat<'a> {
     /// # Errors
     /// As [`Decoder::load`] and [`ChatFormat::load`]; if `rows` is 0.
     pub fn load(folder: impl AsRef<Path>, kind: Kind, device: Device, rows: usize) -> Result<Self> {
-        check_rows(rows)?;
+        Error::check_count("rows", rows)?;
         let folder = folder.as_ref();
         let name = folder.file_name().map_or("model".into(), |name| name.to_string_lossy().into_owned());
         let format = ChatFormat::load(folder)?;
@@ -249,10 +249,6 @@ impl<'a> LocalChat<'a> {
         let mut next = || said.next().ok_or_else(|| ChatFailure("the model gave none".into()));
         Ok(prompts.into_iter().map(|prompt| prompt.and_then(|_| next())).collect())
     }
-}
-
-fn check_rows(rows: usize) -> Result<()> {
-    if rows == 0 { Err(Error::setting("rows", 0, "at least 1")) } else { Ok(()) }
 }
 
 impl ChatModel for LocalChat<'_> {

@@ -83,9 +83,7 @@ impl EndpointSettings {
         if let Some((name, value)) = waits.into_iter().find(|(_, value)| !(0.0..=DAY).contains(value)) {
             return Err(Error::setting(format!("endpoint.{name}_seconds"), value, "from 0 to 86400, a day"));
         }
-        if self.max_requests == 0 {
-            return Err(Error::setting("endpoint.max_requests", 0, "at least 1"));
-        }
+        Error::check_count("endpoint.max_requests", self.max_requests)?;
         Ok(())
     }
 

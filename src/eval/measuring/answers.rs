@@ -18,7 +18,7 @@ pub fn answers(
     settings: &Generation,
     rows: usize,
 ) -> Result<Vec<String>> {
-    check_rows(rows)?;
+    Error::check_count("rows", rows)?;
     let mut texts = Vec::with_capacity(conversations.len());
     for (chunk, conversations) in conversations.chunks(rows).enumerate() {
         let prompts = conversations.iter().enumerate().map(|(index, messages)| {
@@ -27,11 +27,6 @@ pub fn answers(
         texts.extend(answers_to(model, format, prompts.collect::<Result<_>>()?, settings)?);
     }
     Ok(texts)
-}
-
-/// That something is computed together.
-pub(super) fn check_rows(rows: usize) -> Result<()> {
-    if rows == 0 { Err(Error::setting("rows", 0, "at least 1")) } else { Ok(()) }
 }
 
 /// The answers to prompts that are tokens already, together, without special tokens.
@@ -56,7 +51,7 @@ pub fn target_losses(
     kind: ContinuationKind,
     rows: usize,
 ) -> Result<Vec<Array1<f64>>> {
-    check_rows(rows)?;
+    Error::check_count("rows", rows)?;
     let mut losses = Vec::with_capacity(examples.len());
     for examples in examples.chunks(rows) {
         let batch = Batch::of_kind(examples, kind, model.device())?;

@@ -4,12 +4,10 @@ use std::{collections::HashSet, ops::Range};
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    answers::{answers, check_rows},
-    refusal::complies,
-};
+use super::{answers::answers, refusal::complies};
 use crate::{
-    Batch, CausalLm, Chat, ChatFormat, Example, Generation, Message, Request, Result, StringPlace, TokenKind, Tokens,
+    Batch, CausalLm, Chat, ChatFormat, Error, Example, Generation, Message, Request, Result, StringPlace, TokenKind,
+    Tokens,
 };
 
 /// A model's own answers as utility rows.
@@ -58,11 +56,11 @@ pub fn drawn_requests(
     generation: &Generation,
     rows: usize,
 ) -> Result<Vec<Request>> {
+    Error::check_count("rows", rows)?;
     let placed = StringPlace::new(vec![Message::user("")], "")?.encode(format, "Hello")?;
     let opening = Tokens::of_kind(placed.before, TokenKind::Template);
     let mut generation = generation.clone();
     generation.end_ids.extend(format.end_ids().into_iter().chain(placed.behind.first().copied()));
-    check_rows(rows)?;
     let mut found = Vec::new();
     let mut known = HashSet::new();
     let numbers: Vec<usize> = numbers.collect();

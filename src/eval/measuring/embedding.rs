@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, ArrayD};
 
-use super::answers::{check_rows, losses_of_rows};
+use super::answers::losses_of_rows;
 use crate::{
     AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind, Draws, EmbeddingAttack, Error,
     Example, Generation, Perturbation, Result, Site, TargetCrossEntropy, attack::keep_lower,
@@ -83,7 +83,8 @@ impl EmbeddingEvaluation {
 /// Of several perturbations that an attack returns, each row counts the one with the lowest loss.
 ///
 /// # Errors
-/// If an example has no harmful continuation, the attack is on rows of another kind, `measurement.rows` is 0, or attack or model fail.
+/// If an example has no harmful continuation, the attack is on rows of another kind, `measurement.rows` is 0, or attack or
+/// model fail.
 pub fn attack_examples(
     model: &dyn CausalLm,
     examples: &[Example],
@@ -94,7 +95,7 @@ pub fn attack_examples(
     if rows != ContinuationKind::Harmful {
         return Err(Error::setting("attack.threat.rows", format!("{rows:?}"), "harmful, whose loss is measured"));
     }
-    check_rows(measurement.rows)?;
+    Error::check_count("rows", measurement.rows)?;
     let frozen = model.frozen(measurement.attack.dropout)?;
     let model = frozen.as_deref().unwrap_or(model);
     let mut runner = AttackRunner::new(measurement.attack.clone(), attack, model)?;

@@ -87,9 +87,7 @@ impl GcgSettings {
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         for (name, value) in [("steps", self.steps), ("check_every", self.check_every)] {
-            if value == 0 {
-                return Err(Error::setting(format!("gcg.{name}"), 0, "at least 1"));
-            }
+            Error::check_count(&format!("gcg.{name}"), value)?;
         }
         if let GcgStop::NotRefused { loss } = self.stop
             && (loss < 0.0 || loss.is_nan())

@@ -69,8 +69,8 @@ impl PairSettings {
             ("attacker_tokens", self.attacker_tokens),
             ("target_tokens", self.target_tokens),
         ];
-        if let Some((name, _)) = counts.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::setting(format!("pair.{name}"), 0, "at least 1"));
+        for (name, count) in counts {
+            Error::check_count(&format!("pair.{name}"), count)?;
         }
         if !(1.0..=10.0).contains(&self.stop_score) {
             return Err(Error::setting("pair.stop_score", self.stop_score, "from 1 to 10"));
