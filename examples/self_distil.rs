@@ -10,8 +10,8 @@ mod support;
 use std::{collections::HashSet, num::NonZeroUsize, ops::Range, path::PathBuf, sync::atomic::Ordering};
 
 use advtrain::{
-    CausalLm, ChatFormat, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled, TrainableLm,
-    device, drawn_requests, load_harmless, save_chats, self_distilled,
+    CausalLm, ChatFormat, Date, Decoder, Dtype, Finish, Generation, JsonLines, Request, Sampling, SelfDistilled,
+    TrainableLm, device, drawn_requests, load_harmless, save_chats, self_distilled,
 };
 use anyhow::{Context, Result, bail};
 use clap::Parser;
@@ -75,6 +75,8 @@ enum Piece {
 struct Done {
     /// The model and how it answers.
     of: String,
+    /// What the template prints, if it prints a date.
+    date: Option<Date>,
     piece: Piece,
     found: SelfDistilled,
 }
@@ -83,13 +85,17 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     let device = device(&arguments.device)?;
     let format = ChatFormat::load(&arguments.model)?;
     let model = Decoder::load(&arguments.model, arguments.dtype.on(device), device)?;
-    let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template());
-    // Of a template that prints it.
-    let date = if template.uses_clock() { format!(" of {:?}", template.date()) } else { String::new() };
-    let of = format!("{weights} in {kind:?}, {}{date}, {} tokens", template.hash(), arguments.max_new_tokens);
+    let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template().hash());
+    let of = format!("{weights} in {kind:?}, {template}, {} tokens", arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
     let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
     let known: Vec<Done> = JsonLines::read(&journal)?;
+    // The date of the first day stays that of the others.
+    let format = match known.first().and_then(|done| done.date) {
+        Some(date) => format.with_date(date),
+        None => format,
+    };
+    let date = format.template().uses_clock().then(|| format.template().date());
     let pieces = pieces(arguments)?;
     let mut all = Vec::with_capacity(pieces.len());
     let bar = ProgressBar::new(pieces.len() as u64);
@@ -102,7 +108,7 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
                 return Ok(Finish::Stopped);
             }
             let found = distilled(&piece, &model, &format, arguments)?;
-            let done = Done { of: of.clone(), piece, found };
+            let done = Done { of: of.clone(), date, piece, found };
             lines.add(&done)?;
             all.push(done.found);
         }

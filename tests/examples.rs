@@ -375,8 +375,7 @@ fn recipes_are_the_preset_small_and_its_controls() {
 fn the_date_that_a_template_prints_stays_that_of_the_run() {
     let folder = tempfile::tempdir().unwrap();
     let (out, config) = (folder.path().join("run"), folder.path().join("run.toml"));
-    let dated = |template: Vec<u8>| [template.as_slice(), b"{{- strftime_now('%d %b %Y') }}"].concat();
-    let model = changed_model(folder.path(), "chat_template.jinja", dated);
+    let model = dated_model(folder.path());
     let files = || ["behaviors_training.csv", "targets_training.json"].map(|file| toy().file(file));
     let run = || toy().run_on("advipo_gemma", &out, &model, files());
     let mut first = printed(&mut run());
@@ -389,12 +388,22 @@ fn the_date_that_a_template_prints_stays_that_of_the_run() {
     assert_eq!(RunConfig::read(out.join("run.toml")).unwrap().data.date, first.data.date);
 }
 
-/// Waits until a running example made so many updates.
-fn until_update(child: &mut Child, out: &Path, update: usize) {
-    while updates(out).len() < update {
-        assert!(child.try_wait().unwrap().is_none(), "ended before update {update}");
-        std::thread::sleep(Duration::from_millis(10));
+/// Waits until a running example has come so far.
+fn until(child: &mut Child, what: &str, is_there: impl Fn() -> bool) {
+    while !is_there() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before {what}");
+        std::thread::sleep(Duration::from_millis(1));
     }
+}
+
+fn signal(child: &Child, signal: &str) {
+    assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+}
+
+/// Ctrl-C, upon which a running example ends as it should.
+fn stop(mut child: Child) {
+    signal(&child, "-INT");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
 }
 
 #[test]
@@ -409,8 +418,8 @@ fn a_run_that_was_killed_or_stopped_ends_as_one_that_was_not() {
     assert!(points.iter().all(|point| point["measured"]["attacked_loss"].is_f64()), "{points:?}");
     for (name, signal, code) in [("killed", "-KILL", None), ("stopped", "-INT", Some(130))] {
         let mut child = toy().longer_run(&out(name)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        until_update(&mut child, &out(name), 3);
-        assert!(Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        until(&mut child, "update 3", || updates(&out(name)).len() >= 3);
+        self::signal(&child, signal);
         assert_eq!(child.wait().unwrap().code(), code);
         assert!(!out(name).join("adapter").exists());
         let said = succeeds(&mut toy().longer_run(&out(name)));
@@ -433,22 +442,16 @@ fn a_second_ctrl_c_ends_a_run_in_the_middle_of_an_update() {
     command.arg("--config").arg(config).arg("--utility").arg(toy().file("harmless_training.jsonl"));
     command.env("OMP_NUM_THREADS", "2");
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    let interrupt = |child: &Child| {
-        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    };
-    while !out.join("metrics.jsonl").exists() {
-        assert!(child.try_wait().unwrap().is_none(), "ended before the first update");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until(&mut child, "the first update", || out.join("metrics.jsonl").exists());
     std::thread::sleep(Duration::from_millis(500));
-    interrupt(&child);
+    signal(&child, "-INT");
     let mut said = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     while !line.starts_with("stopping") {
         line.clear();
         assert!(said.read_line(&mut line).unwrap() > 0, "ended without a word of stopping");
     }
-    interrupt(&child);
+    signal(&child, "-INT");
     let output = child.wait_with_output().unwrap();
     let mut rest = String::new();
     said.read_to_string(&mut rest).unwrap();
@@ -469,6 +472,12 @@ fn changed_model(folder: &Path, file: &str, change: impl Fn(Vec<u8>) -> Vec<u8>)
     let bytes = fs::read(model.join(file)).unwrap();
     fs::write(model.join(file), change(bytes)).unwrap();
     model
+}
+
+/// A copy of the toy's model whose template prints today's date.
+fn dated_model(folder: &Path) -> PathBuf {
+    let dated = |template: Vec<u8>| [template.as_slice(), b"{{- strftime_now('%d %b %Y') }}"].concat();
+    changed_model(folder, "chat_template.jinja", dated)
 }
 
 fn edited(key: &'static str, value: Value) -> impl Fn(Vec<u8>) -> Vec<u8> {
@@ -689,17 +698,36 @@ fn a_distillation_that_was_stopped_goes_on_and_writes_what_a_whole_one_writes() 
     let partial = folder.path().join("stopped.partial");
     let done = || fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
     let mut child = run("stopped.jsonl").stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while done() < 3 {
-        assert!(child.try_wait().unwrap().is_none(), "ended before three requests");
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    until(&mut child, "three requests", || done() >= 3);
+    stop(child);
     assert!((3..60).contains(&done()));
     succeeds(&mut run("stopped.jsonl"));
     let [whole, stopped] =
         ["whole", "stopped"].map(|name| fs::read(folder.path().join(name).with_extension("jsonl")).unwrap());
     assert!(whole == stopped && whole.len() > 1000 && !partial.exists());
+}
+
+#[test]
+fn a_distillation_goes_on_with_the_date_that_it_was_begun_with() {
+    let folder = tempfile::tempdir().unwrap();
+    let model = dated_model(folder.path());
+    let partial = folder.path().join("chats.partial");
+    let done = || fs::read_to_string(&partial).map_or(0, |text| text.lines().count());
+    let stopped_at = |least: usize| {
+        let mut command = example("self_distil");
+        command.args(["--device", "cpu", "--rows", "1", "--drawn", "60", "--model"]).arg(&model);
+        command.arg("--out").arg(folder.path().join("chats.jsonl"));
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        until(&mut child, "so many requests", || done() >= least);
+        stop(child);
+        let read = fs::read_to_string(&partial).unwrap();
+        read.lines().map(|line| serde_json::from_str(line).unwrap()).collect::<Vec<Value>>()
+    };
+    let begun = stopped_at(2);
+    let earlier = begun.iter().map(|done| edited("date", json!("2024-02-29"))(done.to_string().into_bytes()));
+    fs::write(&partial, earlier.map(|line| [line, b"\n".to_vec()].concat()).collect::<Vec<_>>().concat()).unwrap();
+    let all = stopped_at(begun.len() + 2);
+    assert!(all.iter().all(|done| done["date"] == json!("2024-02-29")), "{all:?}");
 }
 
 #[test]
@@ -713,13 +741,9 @@ fn an_evaluation_that_was_stopped_reports_and_goes_on() {
         command
     };
     let mut child = run().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    while attacked(&out, "gcg").len() < 2 {
-        assert!(child.try_wait().unwrap().is_none(), "ended before two cases");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    until(&mut child, "two cases", || attacked(&out, "gcg").len() >= 2);
     fails(&mut run(), "another process is at work");
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
-    assert_eq!(child.wait().unwrap().code(), Some(130));
+    stop(child);
     let done = attacked(&out, "gcg").len();
     let attack = report(&out)["models"][0]["attacks"][0].clone();
     assert_eq!((&attack["done"], &attack["planned"]), (&json!(done), &json!(24)));
@@ -839,8 +863,7 @@ fn what_is_not_attacked_or_has_no_target_is_told() {
 #[test]
 fn an_evaluation_keeps_the_date_that_its_template_prints() {
     let folder = tempfile::tempdir().unwrap();
-    let dated = |template: Vec<u8>| [template.as_slice(), b"{{- strftime_now('%d %b %Y') }}"].concat();
-    let model = changed_model(folder.path(), "chat_template.jinja", dated);
+    let model = dated_model(folder.path());
     let out = folder.path().join("out");
     let run = || {
         let files = ["behaviors_validation.csv", "targets_validation.json"].map(|file| toy().file(file));
