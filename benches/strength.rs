@@ -238,10 +238,10 @@ fn main() -> anyhow::Result<()> {
     if let Some(attack) = &mut config.attack {
         attack.threat.radius = Radius::Relative(arguments.epsilon);
     }
-    let format = ChatFormat::load(&folder)?;
-    let mut rows = inputs::read(&files, &config, &format, arguments.rows)?;
     let epoch = arguments.further * config.train.batch_size;
     anyhow::ensure!(epoch > 0, "--further and --batch-size: must be at least 1");
+    let format = ChatFormat::load(&folder)?;
+    let mut rows = inputs::read(&files, &config, &format, arguments.rows)?;
     if arguments.model.is_some() && rows.training.robust.len() > epoch {
         let every = rows.training.robust.len() / epoch;
         rows.training.robust = rows.training.robust.into_iter().step_by(every).take(epoch).collect();

@@ -75,7 +75,8 @@ fn start_logging() {
 fn stop_on_ctrl_c() -> Result<()> {
     let handler = || {
         if STOP.swap(true, Ordering::Relaxed) {
-            // `std::process::exit` would take libtorch down while the other threads are at work in it, and they crash.
+            // SAFETY: it ends the process and runs nothing of it. `std::process::exit` would take libtorch down while the other
+            // threads are at work in it, and they crash.
             unsafe { libc::_exit(STOPPED) }
         }
         eprintln!("stopping as soon as what was begun is saved; once more to stop at once");

@@ -59,14 +59,12 @@ pub fn load_arc(path: impl AsRef<Path>) -> Result<Vec<MultipleChoice>> {
             return Err(lines.error(number, format!("has the id {id:?} of line {first}; ids must be unique")));
         }
         let labels: Vec<&str> = question.choices.iter().map(|choice| choice.label.as_str()).collect();
-        let Some(answer) = labels.iter().position(|label| *label == answer_key) else {
-            let message = format!("answerKey {answer_key:?} is the label of no choice; there are {labels:?}");
+        let right: Vec<usize> = (0..labels.len()).filter(|at| labels[*at] == answer_key).collect();
+        let [answer] = right[..] else {
+            let choices = if right.is_empty() { "no choice" } else { "several choices" };
+            let message = format!("answerKey {answer_key:?} is the label of {choices}; there are {labels:?}");
             return Err(lines.error(number, message));
         };
-        if labels.iter().filter(|label| **label == answer_key).count() > 1 {
-            let message = format!("answerKey {answer_key:?} is the label of two choices; there are {labels:?}");
-            return Err(lines.error(number, message));
-        }
         let choices: Vec<String> = question.choices.into_iter().map(|choice| choice.text).collect();
         check(&choices).map_err(|message| lines.error(number, message))?;
         items.push(MultipleChoice { id, question: question.stem, choices, answer });
@@ -151,7 +149,10 @@ mod tests {
         );
         let twice = text.replace(r#""label":"1""#, r#""label":"2""#);
         let message = with_file("arc.jsonl", &twice, |path| load_arc(path)).unwrap_err().to_string();
-        assert!(message.contains(r#"answerKey "2" is the label of two choices"#), "{message}");
+        assert!(
+            message.contains(r#"answerKey "2" is the label of several choices; there are ["2", "2"]"#),
+            "{message}"
+        );
         let error = with_file("arc.jsonl", &format!("{text}\n{text}\n"), |path| load_arc(path));
         let message = error.unwrap_err().to_string();
         assert!(message.ends_with(r#"line 2: has the id "q" of line 1; ids must be unique"#), "{message}");

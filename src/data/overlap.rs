@@ -57,7 +57,7 @@ impl RowIndex {
             if let Some(name) = row.own_name() {
                 index.names.entry(name.to_string()).or_insert_with(|| row.id.to_string());
             }
-            if let Some(words) = row.words() {
+            if let Some(words) = users_words(row.messages) {
                 index.texts.entry(words).or_insert_with(|| row.id.to_string());
             }
         }
@@ -66,7 +66,7 @@ impl RowIndex {
 
     fn find(&self, row: &Row) -> Option<&str> {
         let by_name = row.own_name().and_then(|name| self.names.get(name));
-        by_name.or_else(|| self.texts.get(&row.words()?)).map(String::as_str)
+        by_name.or_else(|| self.texts.get(&users_words(row.messages)?)).map(String::as_str)
     }
 }
 
@@ -96,10 +96,6 @@ impl<'a> Row<'a> {
         let line = self.place.rsplit_once(" line ").map(|(_, line)| line);
         let named = self.name.rsplit_once(':').map(|(_, line)| line);
         Some(self.name).filter(|_| named.is_none() || named != line)
-    }
-
-    fn words(&self) -> Option<Vec<String>> {
-        users_words(self.messages)
     }
 }
 

@@ -75,7 +75,7 @@ impl Reference {
         Ok(reference)
     }
 
-    /// Every row must have the numbers that the loss says it computes, and no others; finite ones, as many as every other row.
+    /// Every row must have the numbers that the loss says it computes, and no others.
     fn check(&self, loss: &dyn RobustLoss, rows: &[Example]) -> Result<()> {
         let wanted: BTreeSet<&str> = loss.precomputes().iter().copied().collect();
         for row in rows {
@@ -86,15 +86,18 @@ impl Reference {
                 return Err(Error::mismatch(what, format!("{wanted:?}"), format!("{found:?}")));
             }
         }
-        let mut lengths = BTreeMap::new();
-        for (id, name, numbers) in
-            self.values.iter().flat_map(|(id, of_row)| of_row.iter().map(move |(n, v)| (id, n, v)))
-        {
+        wanted.into_iter().try_for_each(|name| self.check_numbers(name))
+    }
+
+    /// Those of one name: finite ones, as many for every row.
+    fn check_numbers(&self, name: &str) -> Result<()> {
+        let mut length = None;
+        for (id, numbers) in self.values.iter().filter_map(|(id, of_row)| Some((id, of_row.get(name)?))) {
             let what = || format!("precomputed {name} of example {id}");
             if let Some(value) = numbers.iter().find(|number| !number.is_finite()) {
                 return Err(ErrorKind::NotFinite { what: what(), value: *value }.into());
             }
-            let length = *lengths.entry(name).or_insert(numbers.len());
+            let length = *length.get_or_insert(numbers.len());
             if length != numbers.len() {
                 return Err(Error::mismatch(what(), format!("{length} numbers, as of other rows"), numbers.len()));
             }
