@@ -107,6 +107,45 @@ fn micro_batches_change_nothing_unless_the_published_reduction_is_asked_for() {
     }
 }
 
+/// The number in each row's id as its value, with a note of each micro-batch's.
+struct NumberOfRow(Arc<Mutex<Vec<Vec<f64>>>>);
+
+impl RobustLoss for NumberOfRow {
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let of_rows: Vec<f64> = input.batch.examples().iter().map(|row| row.id()[1..].parse().unwrap()).collect();
+        let values =
+            TermValues::Rows { values: Tensor::from_slice(&of_rows), kind: ContinuationKind::Harmful, tokens: None };
+        self.0.lock().unwrap().push(of_rows);
+        Ok(vec![Term { name: "number".into(), weight: 1.0, values, cut_off: None }])
+    }
+}
+
+#[test]
+fn the_published_reduction_divides_by_all_micro_batches_also_by_those_without_rows_of_the_loss() {
+    let _turn = alone();
+    let noted = Arc::default();
+    let mut trainer = AdversarialTrainer::builder(all_weights())
+        .robust(NumberOfRow(Arc::clone(&noted)))
+        .utility(SupervisedLoss { weight: 0.0, ..SupervisedLoss::default() })
+        .data(TrainingData { robust: (0..5).map(robust).collect(), utility: (0..15).map(useful).collect() })
+        .settings(TrainSettings {
+            batch_size: 20,
+            micro_batch_size: 2,
+            utility_share: 0.75,
+            reduction: Reduction::MicroBatch,
+            grouping: Grouping::AsDrawn,
+            ..TrainSettings::default()
+        })
+        .build()
+        .unwrap();
+    let metrics = trainer.step().unwrap();
+    let noted = noted.lock().unwrap();
+    assert!(noted.len() < metrics.micro_batches && metrics.micro_batches == 10, "{noted:?}");
+    let of_means: f64 = noted.iter().map(|of_rows| of_rows.iter().sum::<f64>() / of_rows.len() as f64).sum();
+    assert_relative_eq!(metrics.loss, of_means / 10.0, max_relative = 1e-12);
+    assert_relative_eq!(metrics.terms["number"], 2.0, max_relative = 1e-12);
+}
+
 #[test]
 fn an_update_tells_the_tokens_of_its_rows_and_those_of_the_utility_loss() {
     let _turn = alone();
@@ -250,6 +289,51 @@ fn reference_values_belong_to_their_example_whatever_the_order() {
             assert_relative_eq!(*safe, log_prob(ContinuationKind::Safe), max_relative = 1e-9);
             assert_relative_eq!(*harmful, log_prob(ContinuationKind::Harmful), max_relative = 1e-9);
         }
+    }
+}
+
+/// Precomputes each row's length, as many times as it is told, and checks what it is given in training.
+struct Lengths(fn(&Example) -> usize);
+
+impl Lengths {
+    fn of(&self, row: &Example) -> Vec<f64> {
+        vec![row.len() as f64; (self.0)(row)]
+    }
+}
+
+impl RobustLoss for Lengths {
+    fn precomputes(&self) -> &[&str] {
+        &["lengths"]
+    }
+    fn precompute(&self, _reference: &dyn CausalLm, batch: &Batch) -> Result<advtrain::Precomputed> {
+        Ok(vec![("lengths".into(), batch.examples().iter().map(|row| self.of(row)).collect())])
+    }
+    fn terms(&self, input: &LossInput) -> Result<Vec<Term>> {
+        let expected: Vec<f64> = input.batch.examples().iter().flat_map(|row| self.of(row)).collect();
+        assert_eq!(numbers(&input.batch.values("lengths")?), expected);
+        Ok(Vec::new())
+    }
+}
+
+#[test]
+fn numbers_of_the_original_model_are_one_for_a_row_or_one_for_each_of_its_tokens() {
+    let _turn = alone();
+    let build = |count: fn(&Example) -> usize| {
+        AdversarialTrainer::builder(with_adapter())
+            .robust(Lengths(count))
+            .data(TrainingData { robust: (0..8).map(robust).collect(), utility: Vec::new() })
+            .settings(TrainSettings { batch_size: 8, micro_batch_size: 3, ..TrainSettings::default() })
+            .build()
+    };
+    let harmful_targets = |row: &Example| row.continuation(ContinuationKind::Harmful).unwrap().tokens.targets();
+    let counts: [fn(&Example) -> usize; 3] = [|_| 1, Example::len, harmful_targets];
+    for count in counts {
+        build(count).unwrap().step().unwrap();
+    }
+    let wrong: [fn(&Example) -> usize; 3] = [|_| 2, |row| row.len() + 1, |_| 0];
+    for count in wrong {
+        let error = build(count).err().unwrap().to_string();
+        assert!(error.contains("precomputed lengths of example r") && error.contains("for the row"), "{error}");
     }
 }
 

@@ -51,7 +51,8 @@ impl Batch {
         Self::new(examples.iter().map(|example| example.keep(&[kind])).collect(), device)
     }
 
-    /// Adds numbers computed beforehand under a name: for each row a list, of one number per row or one per token.
+    /// Adds numbers computed beforehand under a name: for each row a list, of one number, or of one for each
+    /// token or target.
     ///
     /// # Errors
     /// If there is not one list per row.
@@ -65,7 +66,7 @@ impl Batch {
     }
 
     /// The numbers computed beforehand under a name, float64, the lists of all rows behind each other: `[rows]` where each
-    /// row has one, `[tokens, …]` where each has one per token.
+    /// row has one, `[tokens]` or `[targets]` where each has one for each of those.
     ///
     /// # Errors
     /// If nothing was computed under that name.

@@ -101,7 +101,8 @@ pub(crate) fn target_log_probs(
     Ok((log_probs, targets))
 }
 
-/// Numbers computed before training: a name, and for each row a list of one number, or of one per token.
+/// Numbers computed before training: a name, and for each row a list: of one number, of one for each of the row's tokens, or
+/// of one for each target of its harmful or of its safe continuation, and so for every row alike.
 pub type Precomputed = Vec<(String, Vec<Vec<f64>>)>;
 
 /// A loss on rows with a harmful continuation.

@@ -9,7 +9,8 @@ use sha2::{Digest, Sha256};
 use tch::Device;
 
 use crate::{
-    Batch, CausalLm, Error, ErrorKind, Example, Result, RobustLoss, Source, digest::hex, error::Context, files,
+    Batch, CausalLm, ContinuationKind, Error, ErrorKind, Example, Result, RobustLoss, Source, digest::hex,
+    error::Context, files,
 };
 
 /// The rows that a run trains on.
@@ -24,7 +25,7 @@ pub struct TrainingData {
 impl TrainingData {
     pub(super) fn get(&self, (source, index): (Source, usize)) -> &Example {
         match source {
-            Source::Primary => &self.robust[index],
+            Source::Robust => &self.robust[index],
             Source::Utility => &self.utility[index],
         }
     }
@@ -35,6 +36,37 @@ impl TrainingData {
         match self.robust.iter().chain(&self.utility).find(|example| !seen.insert(example.id())) {
             Some(twice) => Err(Error::example(twice.id(), "another row has the same id; ids must be unique")),
             None => Ok(()),
+        }
+    }
+}
+
+/// What a row has one precomputed number for.
+#[derive(Clone, Copy, Debug)]
+enum Counting {
+    Row,
+    Token,
+    Target(ContinuationKind),
+}
+
+impl Counting {
+    const ALL: [Self; 4] =
+        [Self::Row, Self::Token, Self::Target(ContinuationKind::Harmful), Self::Target(ContinuationKind::Safe)];
+
+    /// How many numbers that is; none if the row has no such continuation.
+    fn of(self, row: &Example) -> Option<usize> {
+        match self {
+            Self::Row => Some(1),
+            Self::Token => Some(row.len()),
+            Self::Target(kind) => row.continuation(kind).map(|continuation| continuation.tokens.targets()),
+        }
+    }
+
+    fn expected(self, row: &Example) -> String {
+        let count = self.of(row).map_or("none".to_string(), |count| count.to_string());
+        match self {
+            Self::Row => format!("{count} for the row"),
+            Self::Token => format!("{count} for its tokens"),
+            Self::Target(kind) => format!("{count} for its {kind:?} targets"),
         }
     }
 }
@@ -86,20 +118,23 @@ impl Reference {
                 return Err(Error::mismatch(what, format!("{wanted:?}"), format!("{found:?}")));
             }
         }
-        wanted.into_iter().try_for_each(|name| self.check_numbers(name))
+        wanted.into_iter().try_for_each(|name| self.check_numbers(name, rows))
     }
 
-    /// Those of one name: finite ones, as many for every row.
-    fn check_numbers(&self, name: &str) -> Result<()> {
-        let mut length = None;
-        for (id, numbers) in self.values.iter().filter_map(|(id, of_row)| Some((id, of_row.get(name)?))) {
-            let what = || format!("precomputed {name} of example {id}");
+    /// Those of one name: finite ones, and counted in the same way for every row.
+    fn check_numbers(&self, name: &str, rows: &[Example]) -> Result<()> {
+        let mut counts = Counting::ALL.to_vec();
+        for row in rows {
+            let numbers = self.values.get(row.id()).and_then(|of_row| of_row.get(name)).map_or(&[][..], Vec::as_slice);
+            let what = || format!("precomputed {name} of example {}", row.id());
             if let Some(value) = numbers.iter().find(|number| !number.is_finite()) {
                 return Err(ErrorKind::NotFinite { what: what(), value: *value }.into());
             }
-            let length = *length.get_or_insert(numbers.len());
-            if length != numbers.len() {
-                return Err(Error::mismatch(what(), format!("{length} numbers, as of other rows"), numbers.len()));
+            let before = counts.clone();
+            counts.retain(|counting| counting.of(row) == Some(numbers.len()));
+            if counts.is_empty() {
+                let expected: Vec<String> = before.iter().map(|counting| counting.expected(row)).collect();
+                return Err(Error::mismatch(what(), expected.join(" or "), numbers.len()));
             }
         }
         Ok(())
