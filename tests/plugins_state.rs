@@ -275,20 +275,26 @@ fn rows_that_are_not_attacked_keep_their_prompts_and_take_no_turn() {
     assert!(harmless.iter().all(|prompt| own.contains(prompt)), "{harmless:?}");
 }
 
-/// Attacks harmful rows, and after the first batch useful ones.
-struct ChangesRows(ThreatModel);
+/// Attacks harmful rows, and then useful ones: from where it may choose its threat set on, or from its search on.
+struct ChangesRows {
+    threat: ThreatModel,
+    in_search: bool,
+}
 
 impl EmbeddingAttack for ChangesRows {
     fn threat(&self) -> &ThreatModel {
-        &self.0
+        &self.threat
     }
 
     fn reseed(&mut self, _: &dyn CausalLm, _: &Batch, _: Draws) -> Result<Option<Batch>> {
-        self.0.rows = ContinuationKind::Utility;
+        if !self.in_search {
+            self.threat.rows = ContinuationKind::Utility;
+        }
         Ok(None)
     }
 
     fn perturb(&mut self, probe: &mut Probe) -> Result<Vec<Perturbation>> {
+        self.threat.rows = ContinuationKind::Utility;
         Ok(vec![probe.start()?])
     }
 }
@@ -296,9 +302,13 @@ impl EmbeddingAttack for ChangesRows {
 #[test]
 fn an_attack_stays_on_one_kind_of_rows() {
     let (model, rows) = (decoder(), batch(vec![robust(1)]));
-    let mut attack = ChangesRows(ThreatModel::default());
-    let mut runner = AttackRunner::new(AttackSettings::default(), &attack, &model).unwrap();
-    let outcome = runner.run(&mut attack, &mut TargetCrossEntropy, &model, &rows, Draws { seed: 0, epoch: 0 });
-    let error = outcome.unwrap_err().to_string();
-    assert!(error.contains("attack.threat.rows = Utility") && error.contains("Harmful as before"), "{error}");
+    for in_search in [false, true] {
+        let mut attack = ChangesRows { threat: ThreatModel::default(), in_search };
+        let mut runner = AttackRunner::new(AttackSettings::default(), &attack, &model).unwrap();
+        for _ in 0..2 {
+            let outcome = runner.run(&mut attack, &mut TargetCrossEntropy, &model, &rows, Draws { seed: 0, epoch: 0 });
+            let error = outcome.unwrap_err().to_string();
+            assert!(error.contains("attack.threat.rows = Utility") && error.contains("Harmful as before"), "{error}");
+        }
+    }
 }

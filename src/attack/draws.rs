@@ -10,8 +10,9 @@ use crate::digest::generator;
 pub struct Draws {
     /// The run's seed.
     pub seed: u64,
-    /// How often the row's set was gone through when the update began, so that a row meets other numbers every time. (Where
-    /// utility rows are attacked beside robust ones, an update can begin in one pass over them and end in the next.)
+    /// How often the row's set was gone through when the update began, so that a row meets other numbers in every pass.
+    /// (An update can begin in one pass over its rows and end in the next, or hold several passes over a small set; all of it
+    /// is counted to the first.)
     pub epoch: u64,
 }
 

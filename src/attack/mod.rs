@@ -123,7 +123,7 @@ pub trait EmbeddingAttack: Send {
     }
 
     /// How far the steps can move a token (with [`Norm::RowL2`] a row) at most, in the norm of the threat set, where
-    /// that is known: if it is less than the radius the ball never binds, and the trainer warns.
+    /// that is known: if it is less than the radius and every start is zero, the ball never binds, and the trainer warns.
     fn reach(&self, hidden_size: i64, radius: f64) -> Option<f64> {
         let _ = (hidden_size, radius);
         None

@@ -140,15 +140,39 @@ impl Pgd {
 /// What a step rule remembers between steps, for one site.
 enum Memory {
     Plain,
-    Momentum(Tensor),
-    Adam { mean: Tensor, square: Tensor },
+    Momentum { decay: f64, sum: Tensor },
+    Adam(AdamMemory),
+}
+
+struct AdamMemory {
+    beta1: f64,
+    beta2: f64,
+    epsilon: f64,
+    mean: Tensor,
+    square: Tensor,
+}
+
+impl AdamMemory {
+    /// The direction of step `step` from a gradient.
+    fn direction(&mut self, gradient: &Tensor, step: usize) -> Result<Tensor> {
+        let Self { beta1, beta2, epsilon, .. } = *self;
+        self.mean = self.mean.f_mul_scalar(beta1)?.f_add(&gradient.f_mul_scalar(1.0 - beta1)?)?;
+        self.square = self.square.f_mul_scalar(beta2)?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - beta2)?)?;
+        let count = step as i32 + 1;
+        let mean = self.mean.f_div_scalar(1.0 - beta1.powi(count))?;
+        let root = self.square.f_div_scalar(1.0 - beta2.powi(count))?.f_sqrt()?;
+        Ok(mean.f_div(&root.f_add_scalar(epsilon)?)?)
+    }
 }
 
 impl Pgd {
     fn memory(&self, like: &Tensor) -> Result<Memory> {
         Ok(match (self.rule, self.momentum) {
-            (StepRule::Adam { .. }, _) => Memory::Adam { mean: like.f_zeros_like()?, square: like.f_zeros_like()? },
-            (_, Some(_)) => Memory::Momentum(like.f_zeros_like()?),
+            (StepRule::Adam { beta1, beta2, epsilon }, _) => {
+                let (mean, square) = (like.f_zeros_like()?, like.f_zeros_like()?);
+                Memory::Adam(AdamMemory { beta1, beta2, epsilon, mean, square })
+            }
+            (_, Some(Momentum { decay })) => Memory::Momentum { decay, sum: like.f_zeros_like()? },
             (_, None) => Memory::Plain,
         })
     }
@@ -163,12 +187,11 @@ impl Pgd {
     fn direction(&self, gradient: &Tensor, rows: &Tensor, memory: &mut Memory, step: usize) -> Result<Tensor> {
         let followed = match memory {
             Memory::Plain => gradient.shallow_clone(),
-            Memory::Momentum(sum) => {
-                let decay = self.momentum.map_or(0.0, |momentum| momentum.decay);
-                *sum = sum.f_mul_scalar(decay)?.f_add(&self.normalised(gradient, rows)?)?;
+            Memory::Momentum { decay, sum } => {
+                *sum = sum.f_mul_scalar(*decay)?.f_add(&self.normalised(gradient, rows)?)?;
                 sum.shallow_clone()
             }
-            Memory::Adam { mean, square } => return self.adam(gradient, mean, square, step),
+            Memory::Adam(memory) => return memory.direction(gradient, step),
         };
         match self.rule {
             StepRule::Sign => Ok(followed.f_sign()?),
@@ -178,16 +201,6 @@ impl Pgd {
             }
             _ => self.normalised(&followed, rows),
         }
-    }
-
-    fn adam(&self, gradient: &Tensor, mean: &mut Tensor, square: &mut Tensor, step: usize) -> Result<Tensor> {
-        let StepRule::Adam { beta1, beta2, epsilon } = self.rule else { return Ok(gradient.shallow_clone()) };
-        *mean = mean.f_mul_scalar(beta1)?.f_add(&gradient.f_mul_scalar(1.0 - beta1)?)?;
-        *square = square.f_mul_scalar(beta2)?.f_add(&gradient.f_square()?.f_mul_scalar(1.0 - beta2)?)?;
-        let count = step as i32 + 1;
-        let mean = mean.f_div_scalar(1.0 - beta1.powi(count))?;
-        let root = square.f_div_scalar(1.0 - beta2.powi(count))?.f_sqrt()?;
-        Ok(mean.f_div(&root.f_add_scalar(epsilon)?)?)
     }
 }
 
@@ -200,9 +213,7 @@ impl EmbeddingAttack for Pgd {
         self.threat.validate()?;
         Error::check_count("attack.steps", self.steps)?;
         let (StepSize::Absolute(size) | StepSize::Constant(size) | StepSize::Decaying(size)) = self.size;
-        if !(size > 0.0 && size.is_finite()) {
-            return Err(Error::setting("attack.size", size, "above 0 and finite"));
-        }
+        Error::check_positive("attack.size", size)?;
         if let Some(Momentum { decay }) = self.momentum
             && !(0.0..1.0).contains(&decay)
         {
@@ -214,9 +225,7 @@ impl EmbeddingAttack for Pgd {
                     return Err(Error::setting(field, beta, "at least 0 and below 1"));
                 }
             }
-            if !(epsilon > 0.0 && epsilon.is_finite()) {
-                return Err(Error::setting("attack.rule.adam.epsilon", epsilon, "above 0"));
-            }
+            Error::check_positive("attack.rule.adam.epsilon", epsilon)?;
             if self.momentum.is_some() {
                 return Err(Error::setting("attack.momentum", "set", "left out with Adam, which has its own"));
             }

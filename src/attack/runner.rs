@@ -97,7 +97,8 @@ pub struct AttackStatistics {
     pub rows: usize,
     /// The objective at the first candidate, summed over rows.
     pub objective_first: f64,
-    /// The objective of what is returned where it was tried, else of the last candidate, summed over rows.
+    /// The objective of the last candidate tried, which need not be what is returned, summed over rows; of what is returned
+    /// where restarts or the best iterate are compared.
     pub objective_last: f64,
     /// Perturbed tokens, times sites and perturbations returned.
     pub tokens: usize,
@@ -190,7 +191,8 @@ impl AttackRunner {
         batch: &Batch,
         draws: Draws,
     ) -> Result<AttackOutcome> {
-        let rows = attack.threat().rows;
+        let rows = self.threat.rows;
+        check_kind(attack, rows)?;
         let Some(mut selection) = batch.select(&[rows])? else { return Ok(AttackOutcome::default()) };
         let frozen = model.frozen(self.settings.dropout)?;
         let model = frozen.as_deref().unwrap_or(model);
@@ -200,7 +202,8 @@ impl AttackRunner {
             whole = Some(batch.with_prompts_of(&reseeded, &selection.rows)?);
             selection.batch = reseeded;
         }
-        self.follow(attack.threat(), rows, model)?;
+        check_kind(attack, rows)?;
+        self.follow(attack.threat(), model)?;
         {
             let _guard = tch::no_grad_guard();
             objective.prepare(model, &selection.batch, rows)?;
@@ -208,6 +211,7 @@ impl AttackRunner {
         let mut statistics =
             AttackStatistics { rows: selection.batch.rows(), radius: self.radius(), ..Default::default() };
         let found = self.restarts(attack, &*objective, model, &selection.batch, draws, &mut statistics)?;
+        check_kind(attack, rows)?;
         self.measure(&found, &mut statistics)?;
         if let (true, Some(last)) = (self.settings.warm_start, found.last()) {
             self.warm.keep(last, &selection.batch)?;
@@ -216,12 +220,8 @@ impl AttackRunner {
         Ok(AttackOutcome { batch: whole, perturbations, statistics })
     }
 
-    /// Takes over a threat set that is not the last one, if it fits the model and is on the same kind of rows.
-    fn follow(&mut self, threat: &ThreatModel, rows: ContinuationKind, model: &dyn CausalLm) -> Result<()> {
-        if threat.rows != rows {
-            let allowed = format!("{rows:?} as before: an attack stays on one kind of rows");
-            return Err(Error::setting("attack.threat.rows", format!("{:?}", threat.rows), allowed));
-        }
+    /// Takes over a threat set that is not the last one, if it fits the model.
+    fn follow(&mut self, threat: &ThreatModel, model: &dyn CausalLm) -> Result<()> {
         if *threat != self.threat {
             threat.check(model)?;
             self.threat = threat.clone();
@@ -301,6 +301,16 @@ impl AttackRunner {
         }
         Ok(())
     }
+}
+
+/// An attack stays on one kind of rows: which losses are computed on its perturbations depends on that.
+fn check_kind(attack: &dyn EmbeddingAttack, rows: ContinuationKind) -> Result<()> {
+    let now = attack.threat().rows;
+    if now != rows {
+        let allowed = format!("{rows:?} as before: an attack stays on one kind of rows");
+        return Err(Error::setting("attack.threat.rows", format!("{now:?}"), allowed));
+    }
+    Ok(())
 }
 
 fn check_reseeded(batch: &Batch, reseeded: &Batch) -> Result<()> {

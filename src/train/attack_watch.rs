@@ -38,8 +38,9 @@ impl Observer for AttackWatch {
                 update = metrics.update,
                 first,
                 last,
-                "the attack no longer lowers its objective, mean over {UPDATES} updates: measure with one of many more steps \
-                 whether the model withstands it or has learnt to lead it astray; if so, train with more steps"
+                "the last candidate that the attack tries is no better than the first, mean over {UPDATES} updates: measure with \
+                 an attack of many more steps whether the model withstands it or has learnt to lead it astray; if so, train with \
+                 more steps"
             );
         }
         Ok(())
