@@ -16,7 +16,8 @@ pub(crate) fn write(path: &Path, data: &[u8]) -> Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs::create_dir_all(folder).map_err(at)?;
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let beside = folder.join(format!(".{name}.partial"));
+    // Two processes may write the same file at once.
+    let beside = folder.join(format!(".{name}.{}.partial", std::process::id()));
     let written = (|| {
         let mut file = fs::File::create(&beside)?;
         file.write_all(data)?;

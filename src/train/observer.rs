@@ -64,7 +64,7 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     /// does not know.
     ///
     /// # Errors
-    /// If the file cannot be read or written, or a line but the last is no `T`: the message names the line.
+    /// If the file cannot be read or written, or a line is no `T` that a crash did not cut off: the message names the line.
     pub fn open(path: impl Into<PathBuf>, keep: impl Fn(&T) -> bool) -> Result<Self> {
         let path = path.into();
         let mut kept = Vec::new();
@@ -84,7 +84,7 @@ impl<T: Serialize + DeserializeOwned> JsonLines<T> {
     /// Reads a file that a run wrote or is writing: a last line that is cut off is left out.
     ///
     /// # Errors
-    /// If the file cannot be read, or a line is no `T`: the message names the line.
+    /// If the file cannot be read, or a whole line is no `T`: the message names the line.
     pub fn read(path: impl AsRef<Path>) -> Result<Vec<T>> {
         let path = path.as_ref();
         Ok(whole_lines(path, &read_bytes(path)?)?.into_iter().map(|(_, value)| value).collect())
@@ -108,13 +108,13 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>> {
 
 /// The lines of a file and what they say, without the last if a crash cut it off.
 fn whole_lines<'a, T: DeserializeOwned>(path: &Path, bytes: &'a [u8]) -> Result<Vec<(&'a [u8], T)>> {
-    let lines: Vec<&[u8]> = bytes.split(|byte| *byte == b'\n').collect();
-    let last = lines.iter().rposition(|line| !line.is_empty());
+    let lines = bytes.split(|byte| *byte == b'\n').count();
     let mut whole = Vec::new();
-    for (index, line) in lines.into_iter().enumerate().filter(|(_, line)| !line.is_empty()) {
+    for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate().filter(|(_, line)| !line.is_empty()) {
         match serde_json::from_slice(line) {
             Ok(value) => whole.push((line, value)),
-            Err(_) if Some(index) == last => {
+            // A line is written with its end: one that has it was not cut off.
+            Err(_) if index + 1 == lines => {
                 tracing::warn!(path = %path.display(), line = index + 1, "the last line is cut off and left out");
             }
             Err(error) => return Err(Error::file(path, format!("line {}: {error}", index + 1))),
@@ -217,8 +217,10 @@ mod tests {
         assert_eq!(updates(&path), [1, 2]);
         open(&path, 2).unwrap();
         assert_eq!(fs::read(&path).unwrap(), whole);
-        fs::write(&path, [b"{\n", whole.as_slice()].concat()).unwrap();
-        assert!(open(&path, 2).unwrap_err().to_string().contains("line 1"));
-        assert!(fs::read(&path).unwrap().starts_with(b"{\n"));
+        for (wrong, line) in [([b"{\n", whole.as_slice()].concat(), "line 1"), (b"{\"loss\":1}\n".to_vec(), "line 1")] {
+            fs::write(&path, &wrong).unwrap();
+            assert!(open(&path, 2).unwrap_err().to_string().contains(line));
+            assert_eq!(fs::read(&path).unwrap(), wrong, "what is not understood stays");
+        }
     }
 }

@@ -66,11 +66,14 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
     }
 
     /// Writes a checkpoint, if the trainer has a folder and none of this update: weights, moments, warm starts, the attack's
-    /// state, the place in the run, and what tells the run from another.
+    /// state, the place in the run, and what tells the run from another. No other process can use the folder from then on,
+    /// until the run ends or the trainer is dropped.
     ///
     /// # Errors
-    /// If a file cannot be written, or the folder holds checkpoints of an earlier run that this one did not go on from.
+    /// If a file cannot be written, another process is at work in the folder, or it holds checkpoints of an earlier run that
+    /// this one did not go on from.
     pub fn save_checkpoint(&mut self) -> Result<()> {
+        self.hold_folder()?;
         self.check_folder()?;
         let Some(checkpoints) = self.checkpoints.as_ref().filter(|one| one.newest != Some(self.update)) else {
             return Ok(());
