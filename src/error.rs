@@ -160,6 +160,20 @@ impl Error {
         if count > 0 { Ok(()) } else { Err(Self::setting(field, count, "at least 1")) }
     }
 
+    /// The same of a number that is not above 0, or infinite.
+    pub(crate) fn check_positive(field: &str, value: f64) -> Result<()> {
+        if value > 0.0 && value.is_finite() { Ok(()) } else { Err(Self::setting(field, value, "above 0 and finite")) }
+    }
+
+    /// The same of a number that is below 0, or infinite.
+    pub(crate) fn check_not_negative(field: &str, value: f64) -> Result<()> {
+        if value >= 0.0 && value.is_finite() {
+            Ok(())
+        } else {
+            Err(Self::setting(field, value, "at least 0 and finite"))
+        }
+    }
+
     /// The same of a share that is not between 0 and 1.
     pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
         if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Self::setting(field, share, "between 0 and 1")) }

@@ -91,9 +91,7 @@ impl ThreatModel {
             Radius::Relative(value) => ("attack.threat.radius.relative", value),
             Radius::Absolute(value) => ("attack.threat.radius.absolute", value),
         };
-        if !(value > 0.0 && value.is_finite()) {
-            return Err(Error::setting(field, value, "above 0 and finite"));
-        }
+        Error::check_positive(field, value)?;
         if self.sites.is_empty() {
             return Err(Error::setting("attack.threat.sites", "[]", "at least one site"));
         }

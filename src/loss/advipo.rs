@@ -143,12 +143,8 @@ impl AdvIpoLoss {
 
 impl RobustLoss for AdvIpoLoss {
     fn validate(&self) -> Result<()> {
-        if !(self.beta > 0.0 && self.beta.is_finite()) {
-            return Err(Error::setting("loss.adv_ipo.beta", self.beta, "above 0"));
-        }
-        if !(self.weight >= 0.0 && self.weight.is_finite()) {
-            return Err(Error::setting("loss.adv_ipo.weight", self.weight, "at least 0 and finite"));
-        }
+        Error::check_positive("loss.adv_ipo.beta", self.beta)?;
+        Error::check_not_negative("loss.adv_ipo.weight", self.weight)?;
         let floor = self.harmful_floor.value;
         if floor.is_nan() || floor > 0.0 {
             let allowed = "a log-probability: at most 0, or -inf for no floor";
@@ -251,6 +247,6 @@ mod tests {
     #[test]
     fn beta_must_be_above_zero() {
         let error = AdvIpoLoss { beta: 0.0, ..AdvIpoLoss::default() }.validate().unwrap_err();
-        assert_eq!(error.to_string(), "loss.adv_ipo.beta = 0: must be above 0");
+        assert_eq!(error.to_string(), "loss.adv_ipo.beta = 0: must be above 0 and finite");
     }
 }

@@ -81,9 +81,7 @@ impl RobustLoss for AdvUlLoss {
             ("loss.adv_ul.away_cut_off.slope", self.away_cut_off.slope),
             ("loss.adv_ul.toward_cut_off.slope", self.toward_cut_off.slope),
         ] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::setting(field, value, "at least 0 and finite"));
-            }
+            Error::check_not_negative(field, value)?;
         }
         for (field, cut_off) in [
             ("loss.adv_ul.away_cut_off.threshold", self.away_cut_off),

@@ -47,9 +47,7 @@ impl Default for SupervisedLoss {
 impl UtilityLoss for SupervisedLoss {
     fn validate(&self) -> Result<()> {
         for (field, value) in [("utility.weight", self.weight), ("utility.first_weight", self.first_weight)] {
-            if !(value >= 0.0 && value.is_finite()) {
-                return Err(Error::setting(field, value, "at least 0 and finite"));
-            }
+            Error::check_not_negative(field, value)?;
         }
         Ok(())
     }

@@ -69,9 +69,7 @@ impl Generation {
             return Err(Error::setting("generation.end_ids", id, "at least 0"));
         }
         let Some(sampling) = &self.sampling else { return Ok(()) };
-        if !(sampling.temperature > 0.0 && sampling.temperature.is_finite()) {
-            return Err(Error::setting("generation.sampling.temperature", sampling.temperature, "above 0"));
-        }
+        Error::check_positive("generation.sampling.temperature", sampling.temperature)?;
         if !(sampling.top_p > 0.0 && sampling.top_p <= 1.0) {
             return Err(Error::setting("generation.sampling.top_p", sampling.top_p, "above 0 and at most 1"));
         }

@@ -53,18 +53,19 @@ impl OptimizerConfig {
     /// # Errors
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        let fields = [
-            ("learning_rate", self.learning_rate, self.learning_rate > 0.0, "above 0"),
-            ("beta1", self.beta1, (0.0..1.0).contains(&self.beta1), "at least 0 and below 1"),
-            ("beta2", self.beta2, (0.0..1.0).contains(&self.beta2), "at least 0 and below 1"),
-            ("epsilon", self.epsilon, self.epsilon > 0.0, "above 0"),
-            ("weight_decay", self.weight_decay, self.weight_decay >= 0.0, "at least 0"),
-            ("max_gradient_norm", self.max_gradient_norm, self.max_gradient_norm >= 0.0, "at least 0"),
-        ];
-        match fields.into_iter().find(|(_, value, right, _)| !right || !value.is_finite()) {
-            Some((field, value, _, allowed)) => Err(Error::setting(format!("train.optimizer.{field}"), value, allowed)),
-            None => Ok(()),
+        Error::check_positive("train.optimizer.learning_rate", self.learning_rate)?;
+        for (field, beta) in [("train.optimizer.beta1", self.beta1), ("train.optimizer.beta2", self.beta2)] {
+            if !(0.0..1.0).contains(&beta) {
+                return Err(Error::setting(field, beta, "at least 0 and below 1"));
+            }
         }
+        Error::check_positive("train.optimizer.epsilon", self.epsilon)?;
+        Error::check_not_negative("train.optimizer.weight_decay", self.weight_decay)?;
+        let norm = self.max_gradient_norm;
+        if !(norm >= 0.0 && norm.is_finite()) {
+            return Err(Error::setting("train.optimizer.max_gradient_norm", norm, "at least 0 and finite; 0: never"));
+        }
+        Ok(())
     }
 }
 

@@ -98,9 +98,7 @@ impl TokenSearchSettings {
             Error::check_count(&format!("search.{name}"), count)?;
         }
         match self.loss {
-            SearchLoss::Mellowmax { sharpness } if !(sharpness > 0.0 && sharpness.is_finite()) => {
-                Err(Error::setting("search.loss.mellowmax.sharpness", sharpness, "above 0"))
-            }
+            SearchLoss::Mellowmax { sharpness } => Error::check_positive("search.loss.mellowmax.sharpness", sharpness),
             _ => Ok(()),
         }
     }

@@ -75,9 +75,6 @@ impl PairSettings {
         if !(1.0..=10.0).contains(&self.stop_score) {
             return Err(Error::setting("pair.stop_score", self.stop_score, "from 1 to 10"));
         }
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(Error::setting("pair.temperature", self.temperature, "above 0"));
-        }
-        Ok(())
+        Error::check_positive("pair.temperature", self.temperature)
     }
 }
