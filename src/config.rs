@@ -308,9 +308,20 @@ impl RunConfig {
         }
         self.lora.validate()?;
         self.attack_settings.validate()?;
-        if let Some(attack) = &self.attack {
-            attack.validate()?;
-            self.attack_settings.check_restarts(attack)?;
+        match &self.attack {
+            Some(attack) => {
+                attack.validate()?;
+                self.attack_settings.check_restarts(attack)?;
+            }
+            None if self.attack_settings != AttackSettings::default() => {
+                let found = "not its default, without [attack]";
+                return Err(Error::setting(
+                    "attack_settings",
+                    found,
+                    "left out in a run without attack; with one, write [attack]",
+                ));
+            }
+            None => {}
         }
         self.loss.validate()?;
         self.utility.validate()?;

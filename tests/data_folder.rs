@@ -74,7 +74,7 @@ fn text_files_become_batches() {
     let (utility, report) = encode_chats(&format, chats, 128, Turns::All).unwrap();
     assert_eq!(report.count("refused"), 1, "{report}");
     let sampler = Sampler::new(SamplerSettings {
-        primary_rows: harmful.len(),
+        robust_rows: harmful.len(),
         utility_rows: utility.len(),
         batch_size: 4,
         utility_share: 0.5,
@@ -84,7 +84,7 @@ fn text_files_become_batches() {
     let end = format.end_of_turn().unwrap();
     for (source, row) in sampler.batch(3) {
         let (example, kind) = match source {
-            Source::Primary => (&harmful[row], ContinuationKind::Safe),
+            Source::Robust => (&harmful[row], ContinuationKind::Safe),
             Source::Utility => (&utility[row], ContinuationKind::Utility),
         };
         let answer = &example.continuation(kind).unwrap().tokens;

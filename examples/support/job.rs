@@ -11,9 +11,9 @@ use std::{
 };
 
 use advtrain::{
-    AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Finish, JsonLines,
-    ModelCard, Preset, Progress, Request, RunConfig, TensorBoard, Tokenizer, TrainableLm, TrainingData, UpdateMetrics,
-    device,
+    AdversarialTrainer, Algorithm, CausalLm, ChatFormat, ChatTemplate, Decoder, Dtype, Example, Family, Finish,
+    JsonLines, ModelCard, ModelPreset, Preset, Progress, Radius, Request, RunConfig, TensorBoard, ThreatModel,
+    Tokenizer, TrainableLm, TrainingData, UpdateMetrics, device,
     tch::{Device, Kind},
 };
 use anyhow::{Context, Result};
@@ -102,6 +102,12 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
         print!("{}", config.to_toml()?);
         return Ok(Finish::Completed);
     }
+    if config.attack.is_none() {
+        eprintln!("the configuration has no [attack]: this is a control run, which no perturbation is made in");
+    }
+    if config.train.utility_share > 0.0 && arguments.model.is_some() && arguments.files.utility.is_none() {
+        anyhow::bail!("train.utility_share = {}: needs chats to stay useful on: --utility", config.train.utility_share);
+    }
     let device = device(&arguments.device)?;
     let kind = config.model.dtype.on(device);
     config.model.dtype = Dtype::of(kind);
@@ -116,7 +122,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     if let Some(lora) = model.lora() {
         inputs.config.lora = lora.clone();
     }
-    let measuring = measuring(&arguments, &inputs.config);
+    let measuring = measuring(&arguments, &inputs.config, model.config().family);
     let known = Known { path: out.join("before.json"), of: fingerprint(&model, &inputs, &measuring)? };
     let mut trainer = trainer(&inputs.config, rows.training, model, &out)?;
     let done = trainer.resume()?;
@@ -131,7 +137,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     let before = match known.read()? {
         Some(before) => before,
         None => {
-            eprintln!("measuring the model as it is");
+            eprintln!("measuring the model as it is; epsilon of the attack: {}", epsilon(&measuring.threat));
             // Until the first update the trainer's model is the one to measure: a fresh adapter changes nothing.
             let original = if done > 0 { Some(load()?) } else { None };
             let model = original.as_ref().unwrap_or_else(|| trainer.model());
@@ -157,7 +163,7 @@ pub fn run(arguments: Arguments, plan: Plan) -> Result<Finish> {
     // The run has given the folder free; this keeps others out of it until the results are there.
     trainer.resume()?;
     let model = trainer.model();
-    eprintln!("measuring the trained model");
+    eprintln!("measuring the trained model; epsilon of the attack: {}", epsilon(&measuring.threat));
     let Some(after) = measuring.measure(model, &inputs.format, &inputs.held_out, &STOP)? else {
         return Ok(stopped(&out));
     };
@@ -224,9 +230,6 @@ pub fn trainer(
     mut model: Decoder,
     out: &Path,
 ) -> Result<AdversarialTrainer<Decoder>> {
-    if config.train.utility_share > 0.0 && data.utility.is_empty() {
-        anyhow::bail!("train.utility_share = {}: needs chats to stay useful on: --utility", config.train.utility_share);
-    }
     if model.lora().is_none() {
         model.add_lora(&config.lora, config.train.seed)?;
     }
@@ -247,18 +250,30 @@ pub fn trainer(
     Ok(trainer)
 }
 
-/// The attack's own threat set; that of a control run without attack is the default one.
-fn measuring(arguments: &Arguments, config: &RunConfig) -> Measuring {
-    let mut threat = config.attack.as_ref().map(|attack| attack.threat.clone()).unwrap_or_default();
+/// The attack's own threat set; in a control run without attack that of the preset for the model's family, so that it is
+/// measured as the runs are that it stands beside.
+fn measuring(arguments: &Arguments, config: &RunConfig, family: Family) -> Measuring {
+    let of_family = || ThreatModel {
+        radius: Radius::Relative(ModelPreset::of_family(family).relative_radius()),
+        ..ThreatModel::default()
+    };
+    let mut threat = config.attack.as_ref().map_or_else(of_family, |attack| attack.threat.clone());
     if let Some(share) = arguments.measured_epsilon.or(arguments.epsilon) {
-        threat.radius = advtrain::Radius::Relative(share);
+        threat.radius = Radius::Relative(share);
     }
     Measuring {
-        threat: advtrain::ThreatModel { bounded: true, ..threat },
+        threat: ThreatModel { bounded: true, ..threat },
         steps: if arguments.quick { 3 } else { 20 },
         rows: 64,
         seed: config.train.seed,
         short: false,
+    }
+}
+
+fn epsilon(threat: &ThreatModel) -> String {
+    match threat.radius {
+        Radius::Relative(share) => format!("{share} of the mean norm of the embeddings"),
+        Radius::Absolute(radius) => radius.to_string(),
     }
 }
 

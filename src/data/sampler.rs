@@ -14,7 +14,7 @@ use crate::{
 #[serde(rename_all = "snake_case")]
 pub enum Source {
     /// Rows with a harmful and a safe answer.
-    Primary,
+    Robust,
     /// Harmless conversations.
     Utility,
 }
@@ -23,8 +23,8 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SamplerSettings {
-    /// Rows of the primary set.
-    pub primary_rows: usize,
+    /// Rows of the robust loss.
+    pub robust_rows: usize,
     /// Rows of the utility set.
     pub utility_rows: usize,
     /// Rows of an update.
@@ -38,7 +38,7 @@ pub struct SamplerSettings {
 
 /// Mixes two sets of rows into updates.
 ///
-/// One set defines the epochs: the primary one, or the utility one if all rows come from there. An epoch has as many
+/// One set defines the epochs: the robust one, or the utility one if all rows come from there. An epoch has as many
 /// updates as that set fills, at least one; in each, it goes through a fresh permutation, and what does not fill an update
 /// is left out of that epoch. With a fractional share an epoch of E updates takes `floor` or `ceil` of E times the mean
 /// number of rows, which is never more than the set has. A set smaller than its part of one update repeats rows in it.
@@ -60,20 +60,20 @@ impl Sampler {
     /// # Errors
     /// If the batch size is 0, the share is not between 0 and 1, or a set that rows must come from is empty.
     pub fn new(settings: SamplerSettings) -> Result<Self> {
-        let SamplerSettings { primary_rows, utility_rows, batch_size, utility_share, .. } = settings;
+        let SamplerSettings { robust_rows, utility_rows, batch_size, utility_share, .. } = settings;
         Error::check_count("batch_size", batch_size)?;
         Error::check_share("utility_share", utility_share)?;
         let share = (utility_share * BILLION as f64).round() as u128;
         if share > 0 && utility_rows == 0 {
             return Err(Error::setting("utility_share", utility_share, "0 where there are no utility rows"));
         }
-        if share < BILLION && primary_rows == 0 {
-            return Err(Error::setting("utility_share", utility_share, "1 where there are no harmful rows"));
+        if share < BILLION && robust_rows == 0 {
+            return Err(Error::setting("utility_share", utility_share, "1 where there are no robust rows"));
         }
         let utility_rate = batch_size as u128 * share;
         let (rows, rate) = match share == BILLION {
             true => (utility_rows, utility_rate),
-            false => (primary_rows, batch_size as u128 * BILLION - utility_rate),
+            false => (robust_rows, batch_size as u128 * BILLION - utility_rate),
         };
         let updates_per_epoch = (rows as u128 * BILLION / rate).max(1) as u64;
         Ok(Self { settings, utility_rate, updates_per_epoch })
@@ -97,7 +97,7 @@ impl Sampler {
     /// How often a set was gone through when an update begins, from 0: the epoch for the set that defines epochs.
     pub fn pass_of(&self, source: Source, update: u64) -> u64 {
         let total = match source {
-            Source::Primary => self.settings.primary_rows,
+            Source::Robust => self.settings.robust_rows,
             Source::Utility => self.settings.utility_rows,
         };
         if self.defines_epochs(source) {
@@ -108,7 +108,7 @@ impl Sampler {
 
     /// The rows of an update, which counts from 0, in a random order: where each comes from and its index there.
     pub fn batch(&self, update: u64) -> Vec<(Source, usize)> {
-        let mut rows = self.rows_of(Source::Primary, update);
+        let mut rows = self.rows_of(Source::Robust, update);
         rows.extend(self.rows_of(Source::Utility, update));
         shuffle(&mut rows, &mut generator(self.settings.seed, "order in a batch", update.to_le_bytes()));
         rows
@@ -120,7 +120,7 @@ impl Sampler {
             return Vec::new();
         }
         let (total, name) = match source {
-            Source::Primary => (self.settings.primary_rows, "primary rows"),
+            Source::Robust => (self.settings.robust_rows, "primary rows"),
             Source::Utility => (self.settings.utility_rows, "utility rows"),
         };
         let total = total as u64;
@@ -152,7 +152,7 @@ impl Sampler {
         let utility = u128::from(update) * self.utility_rate / BILLION;
         let rows = match source {
             Source::Utility => utility,
-            Source::Primary => u128::from(update) * self.settings.batch_size as u128 - utility,
+            Source::Robust => u128::from(update) * self.settings.batch_size as u128 - utility,
         };
         rows as u64
     }

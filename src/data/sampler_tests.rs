@@ -2,8 +2,8 @@ use std::collections::{HashMap, HashSet};
 
 use super::*;
 
-fn sampler(primary_rows: usize, utility_rows: usize, batch_size: usize, utility_share: f64) -> Sampler {
-    Sampler::new(SamplerSettings { primary_rows, utility_rows, batch_size, utility_share, seed: 3 }).unwrap()
+fn sampler(robust_rows: usize, utility_rows: usize, batch_size: usize, utility_share: f64) -> Sampler {
+    Sampler::new(SamplerSettings { robust_rows, utility_rows, batch_size, utility_share, seed: 3 }).unwrap()
 }
 
 fn of(source: Source, batch: &[(Source, usize)]) -> Vec<usize> {
@@ -27,7 +27,7 @@ fn every_row_comes_at_most_once_per_epoch() {
         let updates = sampler.updates_per_epoch();
         for epoch in 0..4 {
             let taken: Vec<usize> = (epoch * updates..(epoch + 1) * updates)
-                .flat_map(|update| of(Source::Primary, &sampler.batch(update)))
+                .flat_map(|update| of(Source::Robust, &sampler.batch(update)))
                 .collect();
             let distinct: HashSet<_> = taken.iter().collect();
             assert_eq!(distinct.len(), taken.len(), "{rows} rows, share {share}, epoch {epoch}");
@@ -40,7 +40,7 @@ fn every_row_comes_at_most_once_per_epoch() {
 #[test]
 fn a_share_that_divides_takes_every_row() {
     let sampler = sampler(48, 30, 8, 0.5);
-    let taken: HashSet<usize> = (12..24).flat_map(|update| of(Source::Primary, &sampler.batch(update))).collect();
+    let taken: HashSet<usize> = (12..24).flat_map(|update| of(Source::Robust, &sampler.batch(update))).collect();
     assert_eq!(taken.len(), 48);
 }
 
@@ -80,13 +80,13 @@ fn a_batch_depends_on_its_number_and_seed_alone() {
     assert!(forwards.iter().eq(backwards.iter().rev()));
     let other = Sampler::new(SamplerSettings { seed: 4, ..*sampler.settings() }).unwrap();
     assert_ne!(forwards[0], other.batch(0));
-    assert_ne!(of(Source::Primary, &forwards[0]), of(Source::Primary, &forwards[10]), "epochs differ");
+    assert_ne!(of(Source::Robust, &forwards[0]), of(Source::Robust, &forwards[10]), "epochs differ");
 }
 
 #[test]
 fn kinds_are_mixed_in_a_batch() {
     let sampler = sampler(400, 400, 8, 0.5);
-    let firsts = (0..50).filter(|update| sampler.batch(*update)[0].0 == Source::Primary).count();
+    let firsts = (0..50).filter(|update| sampler.batch(*update)[0].0 == Source::Robust).count();
     assert!((10..40).contains(&firsts), "{firsts} of 50");
 }
 
@@ -111,8 +111,8 @@ fn a_set_smaller_than_an_update_repeats() {
 
 #[test]
 fn settings_that_cannot_work_are_named() {
-    let new = |primary_rows, utility_rows, batch_size, utility_share| {
-        Sampler::new(SamplerSettings { primary_rows, utility_rows, batch_size, utility_share, seed: 0 })
+    let new = |robust_rows, utility_rows, batch_size, utility_share| {
+        Sampler::new(SamplerSettings { robust_rows, utility_rows, batch_size, utility_share, seed: 0 })
             .unwrap_err()
             .to_string()
     };
@@ -120,7 +120,7 @@ fn settings_that_cannot_work_are_named() {
     assert_eq!(new(1, 1, 1, 1.5), "utility_share = 1.5: must be between 0 and 1");
     assert_eq!(new(1, 1, 1, f64::NAN), "utility_share = NaN: must be between 0 and 1");
     assert_eq!(new(1, 0, 1, 0.5), "utility_share = 0.5: must be 0 where there are no utility rows");
-    assert_eq!(new(0, 1, 1, 0.5), "utility_share = 0.5: must be 1 where there are no harmful rows");
+    assert_eq!(new(0, 1, 1, 0.5), "utility_share = 0.5: must be 1 where there are no robust rows");
 }
 
 #[test]
@@ -183,10 +183,10 @@ fn every_place_is_equally_likely() {
 
 #[test]
 fn a_pass_of_the_set_that_does_not_define_epochs_is_once_through_it() {
-    // 8 primary and 56 utility rows of an update; the 100 utility rows are gone through after 1.8 updates.
+    // 8 robust and 56 utility rows of an update; the 100 utility rows are gone through after 1.8 updates.
     let sampler = sampler(40, 100, 64, 0.875);
     let passes = |source| (0..6).map(|update| sampler.pass_of(source, update)).collect::<Vec<_>>();
     assert_eq!(passes(Source::Utility), [0, 0, 1, 1, 2, 2]);
-    assert_eq!(passes(Source::Primary), [0, 0, 0, 0, 0, 1]);
-    assert_eq!(passes(Source::Primary), (0..6).map(|update| sampler.epoch_of(update)).collect::<Vec<_>>());
+    assert_eq!(passes(Source::Robust), [0, 0, 0, 0, 0, 1]);
+    assert_eq!(passes(Source::Robust), (0..6).map(|update| sampler.epoch_of(update)).collect::<Vec<_>>());
 }

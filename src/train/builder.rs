@@ -113,7 +113,7 @@ impl<M: TrainableLm> TrainerBuilder<M> {
         let identity = self.identity()?;
         let settings = self.settings;
         let sampler = Sampler::new(SamplerSettings {
-            primary_rows: self.data.robust.len(),
+            robust_rows: self.data.robust.len(),
             utility_rows: self.data.utility.len(),
             batch_size: settings.batch_size,
             utility_share: settings.utility_share,

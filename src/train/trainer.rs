@@ -20,7 +20,7 @@ use super::{
 use crate::{
     AttackObjective, AttackOutcome, AttackRunner, AttackSettings, AttackStatistics, Batch, CausalLm, ContinuationKind,
     Draws, EmbeddingAttack, Error, ErrorKind, Example, LossInput, Perturbation, Result, RobustLoss, Sampler, Source,
-    Term, TermValues, TrainableLm, UpdateSize, UtilityLoss, digest::generator, error::Context, tensor,
+    Start, Term, TermValues, TrainableLm, UpdateSize, UtilityLoss, digest::generator, error::Context, tensor,
 };
 
 /// Trains a model against an attack.
@@ -82,9 +82,10 @@ impl Attacking {
         objective: Box<dyn AttackObjective>,
         model: &dyn CausalLm,
     ) -> Result<Self> {
+        let from_zero = settings.start == Start::Zero && !settings.warm_start;
         let runner = AttackRunner::new(settings, attack.as_ref(), model)?;
         let radius = runner.radius();
-        let reach = attack.reach(model.hidden_size(), radius).filter(|_| attack.threat().bounded);
+        let reach = attack.reach(model.hidden_size(), radius).filter(|_| attack.threat().bounded && from_zero);
         if let Some(reach) = reach.filter(|reach| *reach < radius) {
             tracing::warn!(reach, radius, "the attack's steps cannot reach the edge of the ball, which never binds");
         }
@@ -210,7 +211,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
                     rows.sort_by_key(|place| self.data.get(*place).len());
                     rows.chunks(size).map(<[_]>::to_vec).collect::<Vec<_>>()
                 };
-                [of(Source::Primary), of(Source::Utility)].concat()
+                [of(Source::Robust), of(Source::Utility)].concat()
             }
         };
         let with_rows = |kinds: &[ContinuationKind]| {
@@ -261,7 +262,7 @@ impl<M: TrainableLm> AdversarialTrainer<M> {
 
     fn run_attack(&mut self, batch: &Batch, sums: &mut Sums) -> Result<Option<AttackOutcome>> {
         let Some(Attacking { attack, objective, runner }) = &mut self.attack else { return Ok(None) };
-        let source = if UTILITY.contains(&attack.threat().rows) { Source::Utility } else { Source::Primary };
+        let source = if UTILITY.contains(&attack.threat().rows) { Source::Utility } else { Source::Robust };
         let draws = Draws { seed: self.settings.seed, epoch: self.sampler.pass_of(source, self.update as u64) };
         let outcome =
             runner.run(attack.as_mut(), objective.as_mut(), &self.model, batch, draws).context(|| "attacking")?;
