@@ -317,7 +317,7 @@ fn assert_refused(folder: &Path, words: &[&str]) {
 fn bad_adapters_are_refused_by_name() {
     const FACTOR: &str = "base_model.model.model.layers.1.mlp.up_proj.lora_B.weight";
     let none = |_: &mut BTreeMap<String, Tensor>| {};
-    let cases: [(&str, Value, &[&str]); 19] = [
+    let cases: [(&str, Value, &[&str]); 22] = [
         ("peft_type", json!("IA3"), &["peft_type = \"IA3\" is not supported"]),
         ("use_dora", json!(true), &["use_dora = true is not supported"]),
         ("bias", json!("all"), &["bias = \"all\" is not supported"]),
@@ -336,6 +336,17 @@ fn bad_adapters_are_refused_by_name() {
         ("lora_dropout", json!(1.0), &["lora.dropout = 1: must be at least 0 and below 1"]),
         ("target_modules", json!(["w_proj", "x_proj"]), &["target_modules: the model has none of them", "q_proj"]),
         ("target_modules", json!([]), &["target_modules: expected a list of names, not empty"]),
+        (
+            "target_modules",
+            json!(["q_proj", "lm_head"]),
+            &["target_modules = \"lm_head\" is not supported: linear layers"],
+        ),
+        (
+            "target_modules",
+            json!(["model.embed_tokens"]),
+            &["target_modules = \"model.embed_tokens\" is not supported"],
+        ),
+        ("use_rslora", json!(1), &["use_rslora: expected true or false, found 1"]),
         ("target_modules", json!(".*q_proj"), &["target_modules: expected a list of names"]),
     ];
     for (key, value, words) in cases {

@@ -331,6 +331,22 @@ fn weights_that_are_not_what_they_should_be_are_named() {
         tensors.insert("lm_head.weight".into(), tensors["model.embed_tokens.weight"].copy());
     });
     Decoder::load(folder.path(), Kind::Float, Device::Cpu).unwrap();
+    change_weights(&folder, |tensors| {
+        tensors.insert("lm_head.weight".into(), &tensors["model.embed_tokens.weight"] + 0.1);
+    });
+    assert_refused(&folder, &["tie_word_embeddings is true, and \"lm_head.weight\" is another matrix"]);
+}
+
+#[test]
+fn weights_in_another_form_are_named() {
+    let folder = copy_of("llama");
+    fs::rename(folder.path().join("model.safetensors"), folder.path().join("pytorch_model.bin")).unwrap();
+    assert_refused(
+        &folder,
+        &["expected model.safetensors, or model.safetensors.index.json", "found pytorch_model.bin"],
+    );
+    fs::remove_file(folder.path().join("pytorch_model.bin")).unwrap();
+    assert_refused(&folder, &["found no file of weights"]);
 }
 
 #[test]

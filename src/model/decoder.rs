@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Once,
+    sync::{Arc, Once},
 };
 
 use serde_json::Value;
@@ -53,7 +53,12 @@ pub struct Decoder {
     pub(super) lora: Option<LoraConfig>,
     rope: Rope,
     kind: Kind,
+    /// Of the message that a text is longer than the model was made for: once is enough.
+    beyond: Arc<Once>,
 }
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const HEAD: &str = "lm_head.weight";
 
 /// Brings each tensor of a source to a dtype and device.
 struct Placed<'a> {
@@ -81,12 +86,27 @@ impl Decoder {
         let json = files::read_json(&path)?;
         let config = DecoderConfig::from_json(&json, path)?;
         let mut weights = FolderWeights::open(folder)?;
-        let tied = config.tied_head;
         let decoder = Self::build(config, json, &mut weights, kind, device)
             .context(|| format!("loading the model of {}", folder.display()))?;
-        // Older exports carry the rotary frequencies, and a copy of a tied head.
-        weights.finish(|name| name.ends_with(".inv_freq") || (tied && name == "lm_head.weight"))?;
+        if decoder.head.is_none() && weights.has(HEAD) {
+            decoder.check_copy_of_head(&mut weights)?;
+        }
+        // Older exports carry the rotary frequencies.
+        weights.finish(|name| name.ends_with(".inv_freq"))?;
         Ok(decoder)
+    }
+
+    /// Older exports carry a copy of a tied head. Of another head readers differ: some drop it, others do not tie.
+    fn check_copy_of_head(&self, weights: &mut FolderWeights) -> Result<()> {
+        let table = self.embedding.size();
+        let (head, embedding) = (weights.get(HEAD, &table)?, weights.get(EMBEDDING, &table)?);
+        if head.f_equal(&embedding)? {
+            return Ok(());
+        }
+        let message = format!(
+            "tie_word_embeddings is true, and {HEAD:?} is another matrix than {EMBEDDING:?}; set it to false, or remove {HEAD:?}"
+        );
+        Err(weights.refused(message))
     }
 
     /// A decoder with random weights of standard deviation `deviation`, from the value of a `config.json`.
@@ -108,12 +128,13 @@ impl Decoder {
     ) -> Result<Self> {
         let source = &mut Placed { source, kind, device };
         let table = [config.vocabulary as i64, config.hidden as i64];
-        let embedding = source.get("model.embed_tokens.weight", &table)?;
+        let embedding = source.get(EMBEDDING, &table)?;
         let blocks = (0..config.layers).map(|index| Block::load(source, index, &config)).collect::<Result<_>>()?;
         let norm = RmsNorm::load(source, "model.norm".into(), config.hidden, config.norm, config.norm_epsilon)?;
-        let head = if config.tied_head { None } else { Some(source.get("lm_head.weight", &table)?) };
+        let head = if config.tied_head { None } else { Some(source.get(HEAD, &table)?) };
         let rope = Rope::new(&config.rope);
-        Ok(Self { config, source_config, embedding, blocks, norm, head, lora: None, rope, kind })
+        let beyond = Arc::new(Once::new());
+        Ok(Self { config, source_config, embedding, blocks, norm, head, lora: None, rope, kind, beyond })
     }
 
     /// The decoder's shape.
@@ -157,7 +178,7 @@ impl Decoder {
 
     /// All weights of the model itself, under their Hugging Face names.
     pub(super) fn weights(&self) -> Vec<Parameter> {
-        let mut weights = vec![("model.embed_tokens.weight".to_string(), &self.embedding)];
+        let mut weights = vec![(EMBEDDING.to_string(), &self.embedding)];
         for block in &self.blocks {
             for norm in block.norms() {
                 weights.push((format!("{}.weight", norm.name), &norm.weight));
@@ -168,7 +189,7 @@ impl Decoder {
             weights.extend(linear.bias.iter().map(|bias| (format!("{}.bias", linear.name), bias)));
         }
         weights.push((format!("{}.weight", self.norm.name), &self.norm.weight));
-        weights.extend(self.head.iter().map(|head| ("lm_head.weight".to_string(), head)));
+        weights.extend(self.head.iter().map(|head| (HEAD.to_string(), head)));
         weights.into_iter().map(|(name, tensor)| Parameter { name, tensor: tensor.shallow_clone() }).collect()
     }
 
@@ -199,7 +220,7 @@ impl Decoder {
     fn run(&self, input: &Input, mut earlier: Earlier) -> Result<Hidden> {
         let layout = input.layout();
         let (positions, lengths) = positions(layout, &earlier.lengths(layout.rows().len()));
-        warn_beyond(lengths.iter().copied().max().unwrap_or(0), self.config.max_positions);
+        self.warn_beyond(lengths.iter().copied().max().unwrap_or(0));
         let device = self.device();
         let rotation = self.rope.rotation(&positions, &lengths, self.kind, device)?;
         let window = self.config.sliding_window;
@@ -256,6 +277,16 @@ impl Decoder {
         Some(predictors).filter(|predictors| !predictors.is_empty())
     }
 
+    /// Says in the log, once, that a text is longer than the model was made for.
+    fn warn_beyond(&self, longest: usize) {
+        let max_positions = self.config.max_positions;
+        if longest > max_positions {
+            self.beyond.call_once(|| {
+                tracing::warn!(tokens = longest, max_positions, "a text is longer than the model was made for");
+            });
+        }
+    }
+
     pub(super) fn new_cache(&self, rows: usize) -> Result<KvCache> {
         KvCache::new(&self.config, rows, self.kind, self.device())
     }
@@ -279,16 +310,6 @@ impl Decoder {
     /// Final hidden states of rows that stand behind so many tokens each of a text.
     pub(super) fn hidden_behind(&self, input: &Input, text: &ReadText, read: Vec<usize>) -> Result<Hidden> {
         self.run(input, Earlier::Text { text, read })
-    }
-}
-
-/// Says in the log, once per process, that a text is longer than the model was made for.
-fn warn_beyond(longest: usize, max_positions: usize) {
-    static ONCE: Once = Once::new();
-    if longest > max_positions {
-        ONCE.call_once(|| {
-            tracing::warn!(tokens = longest, max_positions, "a text is longer than the model was made for");
-        });
     }
 }
 
@@ -364,6 +385,7 @@ impl CausalLm for Decoder {
             lora: None,
             rope: self.rope.clone(),
             kind: self.kind,
+            beyond: self.beyond.clone(),
         })))
     }
 }

@@ -1,8 +1,9 @@
 //! Writing a model as a Hugging Face folder that transformers 4.x and 5.x read alike.
 
-use std::path::Path;
+use std::{collections::BTreeMap, path::Path};
 
 use serde_json::{Map, Value, json};
+use tch::Tensor;
 
 use super::{causal_lm::CausalLm, config::Family, decoder::Decoder, weights::write_shards};
 use crate::{Dtype, Result, files};
@@ -30,16 +31,21 @@ impl Decoder {
         // Without its config a folder does not load: one that was left half-written over an older model is none.
         let config = folder.join("config.json");
         files::remove(&config)?;
-        let mut tensors = Vec::new();
-        for parameter in self.weights() {
-            let merged = (self.linears())
-                .find(|linear| linear.lora.is_some() && parameter.name == format!("{}.weight", linear.name))
-                .map(|linear| linear.merged())
-                .transpose()?;
-            tensors.push((parameter.name, merged.unwrap_or(parameter.tensor)));
-        }
-        write_shards(folder, tensors, largest)?;
+        let weights: BTreeMap<String, Tensor> =
+            self.weights().into_iter().map(|parameter| (parameter.name, parameter.tensor)).collect();
+        let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
+        let sizes = self.weights().into_iter().map(|parameter| (parameter.name, size(&parameter.tensor))).collect();
+        write_shards(folder, sizes, largest, |name| self.merged(name, &weights[name]))?;
         files::write_json(&config, &self.export_config())
+    }
+
+    /// The weight of that name, the adapter merged in where its layer has one.
+    fn merged(&self, name: &str, weight: &Tensor) -> Result<Tensor> {
+        let mut adapted = self.linears().filter(|linear| linear.lora.is_some());
+        match adapted.find(|linear| name.strip_suffix(".weight") == Some(&linear.name)) {
+            Some(linear) => linear.merged(),
+            None => Ok(weight.shallow_clone()),
+        }
     }
 
     fn export_config(&self) -> Value {
@@ -52,7 +58,7 @@ impl Decoder {
         map.insert("dtype".into(), json!(dtype));
         map.insert("torch_dtype".into(), json!(dtype));
         if self.config.family == Family::Gemma {
-            // transformers 5.x obeys hidden_act, where published folders say "gelu" and mean its tanh form.
+            // As it was read: see `hf_config.rs`.
             map.insert("hidden_act".into(), json!("gelu_pytorch_tanh"));
             map.insert("hidden_activation".into(), json!("gelu_pytorch_tanh"));
         }

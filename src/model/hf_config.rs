@@ -124,10 +124,15 @@ impl ConfigFile<'_> {
 
     fn activation(&self, family: Family) -> Result<Activation> {
         if family == Family::Gemma {
-            // Published Gemma folders say "gelu" and were trained with the tanh form; transformers 4.x overrides it too.
+            // Gemma was trained with the tanh form, which early folders call "gelu".
             for key in ["hidden_activation", "hidden_act"] {
                 match self.get(key).and_then(Value::as_str) {
-                    None | Some("gelu" | "gelu_pytorch_tanh") => {}
+                    None | Some("gelu_pytorch_tanh") => {}
+                    Some("gelu") => tracing::warn!(
+                        path = %self.path.display(),
+                        "{key} = \"gelu\" is read as gelu_pytorch_tanh, which Gemma was trained with; transformers computes what \
+                         hidden_act says: set it to gelu_pytorch_tanh there for the same numbers"
+                    ),
                     Some(_) => return Err(self.unsupported(key, "gelu_pytorch_tanh is, for Gemma")),
                 }
             }
@@ -182,7 +187,11 @@ impl ConfigFile<'_> {
             Some(value) => Ok(value),
             None => self.positive_or(key, default),
         };
-        let rotary_dim = (head_dim as f64 * either("partial_rotary_factor", 1.0)?) as usize;
+        let rotated = either("partial_rotary_factor", 1.0)?;
+        if rotated != 1.0 && self.family()? != Family::Phi3 {
+            return Err(self.unsupported("partial_rotary_factor", "1.0 is, but for Phi-3"));
+        }
+        let rotary_dim = (head_dim as f64 * rotated) as usize;
         Ok(RopeConfig { theta: either("rope_theta", 10_000.0)?, rotary_dim, scaling: self.scaling(&scaling)? })
     }
 
@@ -210,12 +219,14 @@ impl ConfigFile<'_> {
     fn long_rope(&self, inner: &ConfigFile) -> Result<RopeScaling> {
         const ORIGINAL: &str = "original_max_position_embeddings";
         let longest = self.count("max_position_embeddings")?;
-        let original = match (inner.count_or_none(ORIGINAL)?, self.count_or_none(ORIGINAL)?) {
-            (Some(original), _) | (None, Some(original)) => original,
-            // What transformers takes for Phi-3.
-            (None, None) if self.family()? == Family::Phi3 => 4096,
-            (None, None) => longest,
-        };
+        // What transformers takes for Phi-3, whatever stands inside.
+        let default = (self.family()? == Family::Phi3).then_some(4096);
+        let (within, outer) = (inner.count_or_none(ORIGINAL)?, self.count_or_none(ORIGINAL)?.or(default));
+        let original = within.or(outer).unwrap_or(longest);
+        if outer.is_some_and(|outer| outer != original) {
+            let supported = format!("the {} beside it is: readers differ in which counts", outer.unwrap_or_default());
+            return Err(inner.unsupported(ORIGINAL, &supported));
+        }
         if original < 2 {
             let message = format!("{ORIGINAL} = {original}: expected at least 2, as its logarithm is divided by");
             return Err(Error::file(&self.path, message));

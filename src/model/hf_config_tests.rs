@@ -66,6 +66,11 @@ fn numbers_out_of_range_are_named() {
         json[key] = value;
         json
     };
+    let phi3 = |key: &str, value: Value| {
+        let mut json = plain(key, value);
+        json["model_type"] = json!("phi3");
+        json
+    };
     let changed = |change: &[(&str, i64)]| {
         let mut json = tiny();
         change.iter().for_each(|(key, value)| json[*key] = json!(value));
@@ -75,7 +80,8 @@ fn numbers_out_of_range_are_named() {
         (plain("rope_theta", json!(0)), "rope_theta: expected a number above 0, found 0"),
         (plain("rms_norm_eps", json!(-1e-6)), "rms_norm_eps: expected a number above 0, found -1e-6"),
         (plain("partial_rotary_factor", json!(-0.5)), "partial_rotary_factor: expected a number above 0, found -0.5"),
-        (plain("partial_rotary_factor", json!(2.0)), "partial_rotary_factor: rotates 16 of 8 numbers of a head"),
+        (plain("partial_rotary_factor", json!(0.5)), "partial_rotary_factor = 0.5 is not supported: 1.0 is, but for"),
+        (phi3("partial_rotary_factor", json!(2.0)), "partial_rotary_factor: rotates 16 of 8 numbers of a head"),
         (
             plain("num_hidden_layers", json!(1u64 << 31)),
             "num_hidden_layers: expected a whole number from 1 to 2147483647",
@@ -164,6 +170,54 @@ fn the_switch_of_long_rope_has_a_default() {
     json["rope_scaling"]["attention_factor"] = json!(2.0);
     let error = scaling(&json).unwrap_err().to_string();
     assert!(error.contains("rope_scaling.attention_factor = 2.0 is not supported: 1.19"), "{error}");
+}
+
+/// transformers 5 takes what stands outside, or for Phi-3 its default; transformers 4 looks there alone.
+#[test]
+fn a_switch_of_long_rope_that_readers_differ_on_is_refused() {
+    for (family, outer, within, found) in [
+        ("phi3", json!(8192), json!(8192), Ok(8192)),
+        ("phi3", json!(8192), Value::Null, Ok(8192)),
+        ("phi3", Value::Null, json!(4096), Ok(4096)),
+        ("phi3", Value::Null, json!(8192), Err("the 4096 beside it is")),
+        ("phi3", json!(4096), json!(8192), Err("the 4096 beside it is")),
+        ("llama", Value::Null, json!(8192), Ok(8192)),
+        ("llama", json!(4096), json!(8192), Err("the 4096 beside it is")),
+    ] {
+        let mut json = tiny();
+        json["model_type"] = json!(family);
+        json["max_position_embeddings"] = json!(131_072);
+        json["original_max_position_embeddings"] = outer;
+        json["rope_scaling"] = json!({
+            "type": "longrope", "short_factor": [1.0, 1.0, 1.0, 1.0], "long_factor": [1.0, 2.0, 3.0, 4.0],
+            "original_max_position_embeddings": within
+        });
+        let read = DecoderConfig::from_json(&json, "config.json").map(|config| config.rope.scaling);
+        match (read, found) {
+            (Ok(RopeScaling::Long { original, .. }), Ok(expected)) => assert_eq!(original, expected, "{json}"),
+            (Err(error), Err(expected)) => assert!(error.to_string().contains(expected), "{error}"),
+            (read, _) => panic!("{json}: {read:?}"),
+        }
+    }
+}
+
+#[test]
+fn gemma_is_computed_with_the_tanh_form_whatever_it_is_called() {
+    for (key, name, right) in [
+        ("hidden_act", "gelu", true),
+        ("hidden_act", "gelu_pytorch_tanh", true),
+        ("hidden_activation", "gelu", true),
+        ("hidden_activation", "silu", false),
+    ] {
+        let mut json = tiny();
+        json["model_type"] = json!("gemma");
+        json["head_dim"] = json!(8);
+        json[key] = json!(name);
+        match DecoderConfig::from_json(&json, "config.json") {
+            Ok(config) => assert!(right && config.activation == Activation::GeluTanh, "{json}"),
+            Err(error) => assert!(!right && error.to_string().contains(key), "{error}"),
+        }
+    }
 }
 
 /// transformers 5 writes the list for Qwen2; what it says for the others must be what `sliding_window` says.

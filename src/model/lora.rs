@@ -59,9 +59,7 @@ impl LoraConfig {
         if !(1..=65_536).contains(&self.rank) {
             return Err(Error::setting("lora.rank", self.rank, "from 1 to 65536"));
         }
-        if !(self.alpha > 0.0 && self.alpha.is_finite()) {
-            return Err(Error::setting("lora.alpha", self.alpha, "above 0 and finite"));
-        }
+        Error::check_positive("lora.alpha", self.alpha)?;
         if !(0.0..1.0).contains(&self.dropout) {
             return Err(Error::setting("lora.dropout", self.dropout, "at least 0 and below 1"));
         }
@@ -113,6 +111,11 @@ impl Decoder {
         config.validate().context(|| format!("reading {}", path.display()))?;
         // As in PEFT, a list may name modules that this model does not have, as long as it has some of them.
         let named = !config.target_modules.is_empty();
+        if let Some(target) = config.target_modules.iter().find(|target| !on_linear_layer(target)) {
+            let supported = "linear layers of blocks are".to_string();
+            let (key, value) = ("target_modules".to_string(), json!(target).to_string());
+            return Err(ErrorKind::Unsupported { path, key, value, supported }.into());
+        }
         config.target_modules.retain(|target| self.has_module(target));
         if named && config.target_modules.is_empty() {
             let message =
@@ -259,6 +262,11 @@ fn is_plain(key: &str, value: &Value) -> bool {
     }
 }
 
+/// PEFT also adapts the head and the embedding, which have no place here.
+fn on_linear_layer(target: &str) -> bool {
+    !["lm_head", "embed_tokens"].contains(&target.rsplit('.').next().unwrap_or(target))
+}
+
 fn read_config(path: &Path) -> Result<LoraConfig> {
     let json: Value = files::read_json(path)?;
     let map = json.as_object().ok_or_else(|| Error::file(path, "expected a JSON object"))?;
@@ -282,12 +290,16 @@ fn read_config(path: &Path) -> Result<LoraConfig> {
         }
         _ => None,
     };
+    let rank_stabilised = match &json["use_rslora"] {
+        Value::Null => Some(false),
+        given => given.as_bool(),
+    };
     Ok(LoraConfig {
         rank,
         alpha,
         dropout: dropout.ok_or_else(|| wrong("lora_dropout", "a number"))?,
         target_modules: targets
             .ok_or_else(|| wrong("target_modules", "a list of names, not empty, or \"all-linear\""))?,
-        rank_stabilised: json["use_rslora"].as_bool().unwrap_or(false),
+        rank_stabilised: rank_stabilised.ok_or_else(|| wrong("use_rslora", "true or false"))?,
     })
 }

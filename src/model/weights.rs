@@ -43,7 +43,21 @@ impl FolderWeights {
     /// Maps the files of a folder and reads their headers.
     pub(super) fn open(folder: &Path) -> Result<Self> {
         let (single, index) = (folder.join(SINGLE), folder.join(INDEX));
-        if single.exists() || !index.exists() { Self::of_file(folder, single) } else { Self::of_index(folder, &index) }
+        match (single.exists(), index.exists()) {
+            (true, _) => Self::of_file(folder, single),
+            (false, true) => Self::of_index(folder, &index),
+            (false, false) => Err(no_weights(folder)),
+        }
+    }
+
+    /// Whether the files hold a tensor of that name.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.file_of.contains_key(name)
+    }
+
+    /// An error about what the files hold.
+    pub(super) fn refused(&self, message: impl Into<String>) -> Error {
+        Error::file(&self.folder, message)
     }
 
     /// The same for one file of any name.
@@ -84,6 +98,18 @@ impl FolderWeights {
             }
         }
     }
+}
+
+/// Names the weights of another form that a folder has in place of what is read.
+fn no_weights(folder: &Path) -> Error {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+    let weights =
+        |name: &String| [".safetensors", ".bin", ".pt", ".pth", ".gguf"].iter().any(|end| name.ends_with(end));
+    let mut found: Vec<String> = entries.map(name).filter(weights).collect();
+    found.sort();
+    let found = if found.is_empty() { "no file of weights".to_string() } else { found.join(", ") };
+    Error::file(folder, format!("expected {SINGLE}, or {INDEX} with the shards that it names; found {found}"))
 }
 
 impl WeightSource for FolderWeights {
@@ -200,13 +226,17 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result
 }
 
 /// Writes tensors as `model.safetensors`, or as shards of at most so many bytes with their index where they are too large
-/// for one file.
-pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, largest: usize) -> Result<()> {
-    let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-    let mut shards: Vec<Vec<(String, Tensor)>> = vec![Vec::new()];
+/// for one file. Each of `sizes` is a name with a number of bytes; `tensor` makes what is written under a name when its file
+/// is: that of one file is in memory at a time.
+pub(super) fn write_shards(
+    folder: &Path,
+    sizes: Vec<(String, usize)>,
+    largest: usize,
+    tensor: impl Fn(&str) -> Result<Tensor>,
+) -> Result<()> {
+    let mut shards: Vec<Vec<String>> = vec![Vec::new()];
     let (mut total, mut in_last) = (0, 0);
-    for (name, tensor) in tensors {
-        let bytes = size(&tensor);
+    for (name, bytes) in sizes {
         if in_last > 0 && in_last + bytes > largest {
             shards.push(Vec::new());
             in_last = 0;
@@ -214,20 +244,24 @@ pub(super) fn write_shards(folder: &Path, tensors: Vec<(String, Tensor)>, larges
         total += bytes;
         in_last += bytes;
         if let Some(last) = shards.last_mut() {
-            last.push((name, tensor));
+            last.push(name);
         }
     }
+    let write = |file: &Path, names: &[String]| {
+        let tensors = names.iter().map(|name| Ok((name.clone(), tensor(name)?))).collect::<Result<Vec<_>>>()?;
+        write_tensors(file, &tensors)
+    };
     let (single, path) = (folder.join(SINGLE), folder.join(INDEX));
     if let [only] = shards.as_slice() {
-        write_tensors(&single, only)?;
+        write(&single, only)?;
         crate::files::remove(&path)?;
         return remove_shards_of_another_number(folder, 0);
     }
     let mut weight_map = serde_json::Map::new();
-    for (index, tensors) in shards.iter().enumerate() {
+    for (index, names) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
-        write_tensors(&folder.join(&file), tensors)?;
-        weight_map.extend(tensors.iter().map(|(name, _)| (name.clone(), file.clone().into())));
+        write(&folder.join(&file), names)?;
+        weight_map.extend(names.iter().map(|name| (name.clone(), file.clone().into())));
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     crate::files::write_json(&path, &index)?;

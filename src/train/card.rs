@@ -47,7 +47,7 @@ impl ModelCard<'_> {
              Robustness against this attack says nothing certain about others: paraphrased requests lie outside the ball. \
              Over-refusal of harmless requests is in the table and should be looked at before use.\n\n\
              ## The run\n\n```toml\n{config}```\n",
-            base = self.base_model,
+            base = serde_json::json!(self.base_model),
             version = VERSION,
             updates = self.updates.len(),
             results = self.results,
