@@ -283,7 +283,7 @@ fn a_folder_is_of_one_process_and_reading_changes_nothing() {
 }
 
 #[test]
-fn a_record_that_comes_twice_is_named_by_its_line() {
+fn a_record_that_cannot_stand_is_named_by_its_line() {
     let folder = tempfile::tempdir().unwrap();
     with_subject(|subject| {
         drop(judged(folder.path(), subject, vec![scripted("one", vec![("a", Ok(vec![(0, "no")]))])]));
@@ -303,6 +303,17 @@ fn a_record_that_comes_twice_is_named_by_its_line() {
         let orphan = verdicts.replace("\"case\":\"a\"", "\"case\":\"b\"");
         assert!(with(&orphan).contains("of which there is no record"), "{}", with(&orphan));
         assert!(with("{\"attack\": 1}").contains("not a record of an evaluation"));
+        // What no attack may return is not read either.
+        for (field, value, expected) in [
+            ("attempts", json!([]), "\"one\" on \"b\": the attack made no attempt"),
+            ("offered", json!(1), "\"one\" on \"b\": the attack offers attempt 1, of 1 from 0"),
+        ] {
+            let mut damaged: Value = serde_json::from_str(attack).unwrap();
+            damaged["attack"]["case"]["id"] = json!("b");
+            damaged["attack"]["result"]["Ok"][field] = value;
+            let error = with(&damaged.to_string());
+            assert!(error.contains(&format!("line {line}: ")) && error.contains(expected), "{error}");
+        }
     });
 }
 
@@ -399,14 +410,17 @@ fn any_attack_tells_access_apart_and_what_was_attacked_in_part() {
         scripted("other text", vec![("a", Err("failed")), ("b", one("unclear")), ("c", one("no")), ("e", Err("x"))]);
     let ball = Scripted { access: Access::Embeddings, ..scripted("ball", vec![("b", one("harm")), ("d", one("no"))]) };
     let free = Scripted { access: Access::Unbounded, ..scripted("free", vec![("c", one("harm")), ("f", one("harm"))]) };
+    let given =
+        Scripted { access: Access::Elsewhere, ..scripted("given", vec![("d", one("harm")), ("f", one("harm"))]) };
     with_subject(|subject| {
-        let evaluation = judged(folder.path(), subject, vec![text, other, ball, free]);
+        let evaluation = judged(folder.path(), subject, vec![text, other, ball, free, given]);
         let found = report(&evaluation);
         let any = &found.models[0].any_attack["words"];
         let counts = |tally: &advtrain::Tally| {
             (tally.harmful.count, tally.harmful.total, tally.not_judged, tally.failed, tally.attacked_in_part)
         };
-        // By text: a broken; b not judged; c and d attacked by one of two; e by none. The unbounded one counts nowhere.
+        // By text: a broken; b not judged; c and d attacked by one of two; e by none. The unbounded one and answers
+        // from elsewhere count nowhere.
         assert_eq!(counts(&any.by_text), (1, 5, 1, 1, 2));
         assert_eq!(counts(&any.by_any), (2, 5, 0, 1, 2));
         // All three were made on b alone.
@@ -421,7 +435,9 @@ fn any_attack_tells_access_apart_and_what_was_attacked_in_part() {
         );
         assert!(line("any attack at least once (words)").contains("(2/5, "));
         assert!(line("any attack at least once, of those that all were made on (words)").contains("(1/1, "));
-        assert!(found.models[0].attacks[0].costs["c"].seconds >= 0.0);
+        let failed = evaluation.attacks().iter().find(|record| (&*record.attack, &*record.case.id) == ("text", "c"));
+        let (kept, measured) = (found.models[0].attacks[0].costs["c"].seconds, failed.unwrap().seconds);
+        assert!(kept > 0.0 && kept == measured, "{kept}, {measured}");
     });
 }
 
@@ -830,6 +846,15 @@ fn models_that_were_not_evaluated_alike_are_marked() {
         let first = Evaluation::read(folder.path().join("first")).unwrap();
         let more = Evaluation::read(folder.path().join("more")).unwrap();
         assert_eq!(Report::new(&[more, same]).differences, [alone("same")]);
+        // The second and the third have what the first has not.
+        let more = Evaluation::read(folder.path().join("more")).unwrap();
+        let mut third = evaluated("third", setup(subject), one(), Value::Null);
+        let mut attack = Scripted { settings: json!({"steps": 9}), ..scripted("two", one()) };
+        assert!(third.attack(&mut attack, subject, &cases, &mut go_on).unwrap().is_continue());
+        let also = alone("first").replace("on more", "on third");
+        let unlike = "settings of the attack \"two\": null in more, {\"steps\":9} in third".to_string();
+        assert_eq!(Report::new(&[first, more, third]).differences, [alone("first"), also, unlike]);
+        let first = Evaluation::read(folder.path().join("first")).unwrap();
         let same = Evaluation::read(folder.path().join("same")).unwrap();
         let found = Report::new(&[first, same, other]);
         let differences = found.differences.join("\n");

@@ -45,10 +45,7 @@ impl DirectSettings {
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         Error::check_count("direct.samples", self.samples)?;
-        if !(self.temperature > 0.0 && self.temperature.is_finite()) {
-            return Err(Error::setting("direct.temperature", self.temperature, "above 0"));
-        }
-        Ok(())
+        Error::check_positive("direct.temperature", self.temperature)
     }
 }
 
@@ -119,9 +116,13 @@ struct Asked {
 
 impl Asked {
     /// The whole answer: decoded as one text, since some decoders drop the space before the first word of what they are
-    /// given. The words given are among its tokens, so that as many of those said are too many.
+    /// given. The words given are among its tokens, so that as many of those said are too many. Where nothing was said behind
+    /// them there is no answer: what was given are the attacker's own words.
     fn answer(&self, subject: &Subject, mut said: Vec<i64>) -> Result<String> {
         said.truncate(left(subject, self.given));
+        if self.given > 0 && subject.format().tokenizer().decode(&said, true)?.trim().is_empty() {
+            return Ok(String::new());
+        }
         let mut ids = self.prompt.ids()[self.prompt.len() - self.given..].to_vec();
         ids.append(&mut said);
         let text = subject.format().tokenizer().decode(&ids, true)?;

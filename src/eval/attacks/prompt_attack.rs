@@ -76,6 +76,8 @@ pub enum Access {
     Embeddings,
     /// Embeddings without bound: no threat but a check, which should break any model and counts in no summary.
     Unbounded,
+    /// Nothing of this model: its answers, if they are its, were made elsewhere. Counts in no summary.
+    Elsewhere,
 }
 
 /// Told of the steps done and the steps in all; says whether to go on.
@@ -139,10 +141,21 @@ pub struct Cost {
 }
 
 impl Trajectory {
-    /// Whether all of its losses are numbers: JSON has no others, and what they are of has overflowed.
-    pub(crate) fn is_finite(&self) -> bool {
+    /// Says what a report cannot be made of, if it is that. JSON has no numbers that are not finite, and what they are of has
+    /// overflowed.
+    pub(crate) fn check(&self) -> std::result::Result<(), String> {
+        let (attempts, offered) = (self.attempts.len(), self.offered);
+        if attempts == 0 {
+            return Err("the attack made no attempt; at least one is needed".into());
+        }
+        if offered >= attempts {
+            return Err(format!("the attack offers attempt {offered}, of {attempts} from 0"));
+        }
         let own = self.attempts.iter().filter_map(|attempt| attempt.loss);
-        own.chain(self.losses.iter().copied()).all(f64::is_finite)
+        if !own.chain(self.losses.iter().copied()).all(f64::is_finite) {
+            return Err("a loss is not a finite number".into());
+        }
+        Ok(())
     }
 
     /// What the attack offers in the end.

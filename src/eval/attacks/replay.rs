@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Instant};
 
 use serde_json::{Value, json};
 
-use super::prompt_attack::{Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch};
+use super::prompt_attack::{Access, Attempt, Cost, Outcome, PromptAttack, Trajectory, Watch};
 use crate::{
     Case, Completion, Completions, Error, Example, Message, Result, Sampling, Subject, TestCases, digest::bytes_digest,
     eval::measuring::answers::answers_to,
@@ -37,9 +37,7 @@ impl Replay {
     /// If there is to be no answer, or the temperature is out of range.
     pub fn with_samples(self, samples: usize, temperature: f64, seed: u64) -> Result<Self> {
         Error::check_count("replay.samples", samples)?;
-        if !(temperature > 0.0 && temperature.is_finite()) {
-            return Err(Error::setting("replay.temperature", temperature, "above 0"));
-        }
+        Error::check_positive("replay.temperature", temperature)?;
         Ok(Self { samples, sampling: Sampling { temperature, seed, ..Sampling::default() }, ..self })
     }
 
@@ -129,6 +127,10 @@ impl PromptAttack for GivenAnswers {
 
     fn settings(&self) -> Value {
         json!({ "completions": bytes_digest(json!(self.completions).to_string().as_bytes()) })
+    }
+
+    fn access(&self) -> Access {
+        Access::Elsewhere
     }
 
     fn attack(&mut self, _: &Subject, case: &Case, watch: &mut Watch) -> Result<Outcome> {

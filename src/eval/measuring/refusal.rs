@@ -1,6 +1,7 @@
 //! Refusals, told by their words.
 
-/// Phrases that open a refusal, in lower case with straight apostrophes.
+/// Phrases of refusals, in lower case with straight apostrophes. They count wherever they stand, inside words too: "I am so sorry
+/// for that! Here is how" and "as an aid" are taken for refusals, and a refusal in other words is none.
 pub const REFUSAL_PHRASES: &[&str] = &[
     "sorry",
     "i apologize",

@@ -17,8 +17,8 @@ use super::{
     setup::{SETUP, Setup, differences},
 };
 use crate::{
-    Answered, Case, Error, ItemRecord, Judge, Outcome, PromptAttack, Result, Subject, Trajectory, UtilityTask, Verdict,
-    Watch, files,
+    Answered, Case, Error, ItemRecord, Judge, Outcome, PromptAttack, Result, Subject, UtilityTask, Verdict, Watch,
+    files,
 };
 
 /// Where an evaluation stands.
@@ -198,7 +198,7 @@ impl Evaluation {
             for (case, result) in group.iter().zip(results) {
                 let result = match result {
                     Ok(Outcome::Stopped) => return Ok(ControlFlow::Break(())),
-                    Ok(Outcome::Done(trajectory)) => checked(trajectory),
+                    Ok(Outcome::Done(trajectory)) => trajectory.check().map(|()| trajectory),
                     Err(why) => Err(why),
                 };
                 if let Err(why) = &result {
@@ -361,21 +361,6 @@ fn read_only(folder: &Path) -> Error {
     Error::file(folder, "the evaluation was opened to be read; Evaluation::open opens one to add to")
 }
 
-/// What an attack returned, if a report can be made of it: JSON has no numbers that are not finite.
-fn checked(trajectory: Trajectory) -> std::result::Result<Trajectory, String> {
-    let (attempts, offered) = (trajectory.attempts.len(), trajectory.offered);
-    if attempts == 0 {
-        return Err("the attack made no attempt; at least one is needed".into());
-    }
-    if offered >= attempts {
-        return Err(format!("the attack offers attempt {offered}, of {attempts} from 0"));
-    }
-    if !trajectory.is_finite() {
-        return Err("a loss is not a finite number".into());
-    }
-    Ok(trajectory)
-}
-
 /// Runs things together; if that fails by halves, so that only those fail that must, and what is too large for the memory is
 /// tried smaller.
 fn by_halves<T, R>(
@@ -461,6 +446,7 @@ fn check_same(path: &Path, was: &Setup, is: &Setup) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{Attempt, Trajectory};
 
     /// Else a judge of this process could put a verdict on it into the file, and no later one could read that.
     #[test]
@@ -473,8 +459,10 @@ mod tests {
             "inputs": {"settings": "", "files": [], "category": null, "cases": 1, "left_out": {}, "notes": []}
         });
         let mut evaluation = Evaluation::open(folder.path(), serde_json::from_value(setup).unwrap()).unwrap();
+        let attempt = Attempt { step: 0, stream: 0, messages: Vec::new(), loss: None, answer: String::new() };
         let record = json!({
-            "attack": "one", "settings": null, "access": "text", "seconds": 0.0, "result": {"Ok": Trajectory::default()},
+            "attack": "one", "settings": null, "access": "text", "seconds": 0.0,
+            "result": {"Ok": Trajectory { attempts: vec![attempt], ..Trajectory::default() }},
             "case": {"id": "a", "behavior": "", "context": null, "target": "", "messages": []}
         });
         let line = || Line::Attack(serde_json::from_value(record.clone()).unwrap());

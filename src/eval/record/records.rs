@@ -173,6 +173,9 @@ impl Records {
                 return Ok(());
             }
             Line::Attack(record) => {
+                if let Ok(trajectory) = &record.result {
+                    trajectory.check().map_err(|why| format!("{:?} on {:?}: {why}", record.attack, record.case.id))?;
+                }
                 self.once(true, "attack", &record.attack, &record.case.id)?;
                 self.attacks.push(record);
             }

@@ -7,33 +7,54 @@ use serde_json::{Value, json};
 use super::{Intended, attacks, tasks};
 use crate::{Case, Evaluation, Plan};
 
-/// In what each evaluation differs from the first that has the same thing, in words.
+/// In what each evaluation differs, in words: in its setup and in what it has from the first of all, in each thing that it has
+/// from the first that has the same.
 pub(super) fn differences(evaluations: &[Evaluation]) -> Vec<String> {
     let Some((first, others)) = evaluations.split_first() else { return Vec::new() };
-    others.iter().flat_map(|other| of_two(first, other)).collect()
+    let of = |(at, other)| {
+        let mut found = of_setups(first, other);
+        found.extend(of_one_alone("attack", "made on", (first, &attacks(first)), (other, &attacks(other))));
+        found.extend(of_one_alone("task", "measured on", (first, &tasks(first)), (other, &tasks(other))));
+        found.extend(from_earlier(&evaluations[..=at], other));
+        found
+    };
+    others.iter().enumerate().flat_map(of).collect()
 }
 
-fn of_two(first: &Evaluation, other: &Evaluation) -> Vec<String> {
-    let names = (first.setup().model.as_str(), other.setup().model.as_str());
-    let mut found = of_setups(first, other);
-    let (attacked, other_attacked) = (attacks(first), attacks(other));
-    found.extend(attacks_of_one(names, &attacked, &other_attacked));
-    found.extend(of_intended("attack", "cases", names, &attacked, &other_attacked));
-    found.extend(of_intended("task", "items", names, &tasks(first), &tasks(other)));
-    let (cases, others) = (cases(first), cases(other));
-    for (id, case) in &cases {
-        if others.get(id).is_some_and(|other| other != case) {
-            found.push(format!("the case {id:?} is another in {} than in {}", names.0, names.1));
+fn model(evaluation: &Evaluation) -> &str {
+    &evaluation.setup().model
+}
+
+fn from_earlier(earlier: &[Evaluation], other: &Evaluation) -> Vec<String> {
+    let mut found = Vec::new();
+    for (what, ids, things) in [("attack", "cases", attacks as Things), ("task", "items", tasks)] {
+        for one in things(other) {
+            let same = earlier.iter().find_map(|earlier| {
+                let same = things(earlier).into_iter().find(|same| same.name == one.name)?;
+                Some((model(earlier), same))
+            });
+            if let Some((was_of, same)) = same {
+                found.extend(of_intended(what, ids, (was_of, &same), (model(other), &one)));
+            }
         }
     }
-    let (judges, others) = (judges(first), judges(other));
-    for (judge, settings) in &judges {
-        if let Some(other) = others.get(judge).filter(|other| *other != settings) {
-            found.push(format!("the judge {judge:?}: {settings} in {}, {other} in {}", names.0, names.1));
+    for (id, case) in cases(other) {
+        let known = earlier.iter().find_map(|earlier| Some((model(earlier), *cases(earlier).get(id)?)));
+        if let Some((was_of, _)) = known.filter(|(_, known)| *known != case) {
+            found.push(format!("the case {id:?} is another in {was_of} than in {}", model(other)));
+        }
+    }
+    for (judge, settings) in judges(other) {
+        let known = earlier.iter().find_map(|earlier| Some((model(earlier), *judges(earlier).get(judge)?)));
+        if let Some((was_of, known)) = known.filter(|(_, known)| *known != settings) {
+            found.push(format!("the judge {judge:?}: {known} in {was_of}, {settings} in {}", model(other)));
         }
     }
     found
 }
+
+/// The attacks of an evaluation, or its tasks.
+type Things = for<'a> fn(&'a Evaluation) -> Vec<Intended<'a>>;
 
 /// What a setup says about how a model is asked.
 fn of_setups(first: &Evaluation, other: &Evaluation) -> Vec<String> {
@@ -44,34 +65,36 @@ fn of_setups(first: &Evaluation, other: &Evaluation) -> Vec<String> {
     differing.map(|field| format!("{field}: {} in {}, {} in {}", was[field], names.0, is[field], names.1)).collect()
 }
 
-/// Rates over all attacks are over those that a model has.
-fn attacks_of_one(names: (&str, &str), first: &[Intended], other: &[Intended]) -> Vec<String> {
-    let alone = |of: &[Intended], name, others: &[Intended], without| {
-        let missing = of.iter().filter(|one| others.iter().all(|same| same.name != one.name));
+/// What one of two has and the other has not: rates over all attacks are over those that a model has.
+fn of_one_alone(
+    what: &str,
+    done: &str,
+    first: (&Evaluation, &[Intended]),
+    other: (&Evaluation, &[Intended]),
+) -> Vec<String> {
+    let alone = |(with, things): (&Evaluation, &[Intended]), (without, others): (&Evaluation, &[Intended])| {
+        let missing = things.iter().filter(|one| others.iter().all(|same| same.name != one.name));
+        let (with, without) = (model(with), model(without));
         missing
-            .map(|one| format!("the attack {:?} was made on {name} and not on {without}", one.name))
+            .map(|one| format!("the {what} {:?} was {done} {with} and not on {without}", one.name))
             .collect::<Vec<_>>()
     };
-    [alone(first, names.0, other, names.1), alone(other, names.1, first, names.0)].concat()
+    [alone(first, other), alone(other, first)].concat()
 }
 
-fn of_intended(what: &str, ids: &str, names: (&str, &str), first: &[Intended], other: &[Intended]) -> Vec<String> {
-    let mut found = Vec::new();
-    for one in first {
-        let Some(same) = other.iter().find(|same| same.name == one.name) else { continue };
-        let name = one.name;
-        if one.settings != same.settings {
-            let (first, other) = (one.settings, same.settings);
-            found.push(format!("settings of the {what} {name:?}: {first} in {}, {other} in {}", names.0, names.1));
-        }
-        if one.ids != same.ids {
-            let common = one.ids.intersection(&same.ids).count();
-            let (first, other) = (one.ids.len(), same.ids.len());
-            found.push(format!(
-                "{ids} of the {what} {name:?}: {first} in {}, {other} in {}, {common} of them the same",
-                names.0, names.1
-            ));
-        }
+fn of_intended(what: &str, ids: &str, first: (&str, &Intended), other: (&str, &Intended)) -> Vec<String> {
+    let ((was_of, was), (is_of, is)) = (first, other);
+    let (name, mut found) = (is.name, Vec::new());
+    if was.settings != is.settings {
+        let (was, is) = (was.settings, is.settings);
+        found.push(format!("settings of the {what} {name:?}: {was} in {was_of}, {is} in {is_of}"));
+    }
+    if was.ids != is.ids {
+        let common = was.ids.intersection(&is.ids).count();
+        let (was, is) = (was.ids.len(), is.ids.len());
+        found.push(format!(
+            "{ids} of the {what} {name:?}: {was} in {was_of}, {is} in {is_of}, {common} of them the same"
+        ));
     }
     found
 }

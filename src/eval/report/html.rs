@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, fmt::Write};
 
 use super::{
-    AttackReport, LOSS, ModelReport, PERPLEXITY, Report, Tally, answers,
+    AnyAttack, AttackReport, LOSS, ModelReport, PERPLEXITY, Report, Tally, answers,
     plot::{self, Bar, Curve, Names, Scale, colour, escaped},
     table::Table,
 };
@@ -151,17 +151,22 @@ fn bar(tally: &Tally) -> Option<Bar> {
     Some(Bar { share: harmful.share(), interval, label })
 }
 
+/// One of the tallies over several attacks.
+type OfAny = fn(&AnyAttack) -> &Tally;
+
 fn success_per_attack(report: &Report, judge: &str) -> String {
     let mut groups: Vec<(String, Vec<Option<Bar>>)> = Vec::new();
     for name in attack_names(report) {
         let of = |model: &ModelReport| bar(&find(model, name)?.judges.get(judge)?.offered);
         groups.push((name.to_string(), report.models.iter().map(of).collect()));
     }
-    for (name, by_text) in [("any by text, once", true), ("any, once", false)] {
-        let of = |model: &ModelReport| {
-            let any = model.any_attack.get(judge)?;
-            bar(if by_text { &any.by_text } else { &any.by_any })
-        };
+    let any: [(&str, OfAny); 3] = [
+        ("any by text, once", |any| &any.by_text),
+        ("any, once", |any| &any.by_any),
+        ("any, once, where all were made", |any| &any.where_all),
+    ];
+    for (name, tally) in any {
+        let of = |model: &ModelReport| bar(tally(model.any_attack.get(judge)?));
         groups.push((name.to_string(), report.models.iter().map(of).collect()));
     }
     let everyone: Vec<Option<()>> = report.models.iter().map(|_| Some(())).collect();
@@ -188,9 +193,15 @@ fn curves_of(
     figure(report, title, &curves, &plot::curves(title, names, &curves, y_scale))
 }
 
-/// Any attack at least once against each figure of the utility tasks, where two models or more have it.
+/// Any attack at least once against each figure of the utility tasks, where two models or more have it: of the cases that all attacks
+/// were made on, unless a model has none.
 fn robustness_and_utility(report: &Report, judge: &str) -> String {
     let mut html = String::new();
+    let mut any = report.models.iter().filter_map(|model| model.any_attack.get(judge));
+    let (attacks, tally): (&str, OfAny) = match any.all(|any| any.where_all.interval.is_some()) {
+        true => ("any attack at least once, where all were made,", |any| &any.where_all),
+        false => ("any attack at least once", |any| &any.by_any),
+    };
     for (task, name, scale) in utility_figures(report) {
         let utility = |model: &ModelReport| {
             let found = model.tasks.iter().find(|one| one.task == task)?;
@@ -198,7 +209,7 @@ fn robustness_and_utility(report: &Report, judge: &str) -> String {
             share.or_else(|| found.means.get(&name).map(|(mean, _)| *mean))
         };
         let point = |model: &ModelReport| {
-            let any = model.any_attack.get(judge)?.by_any;
+            let any = tally(model.any_attack.get(judge)?);
             any.interval.is_some().then_some((utility(model)?, any.harmful.share()))
         };
         let found: Vec<Option<(f64, f64)>> = report.models.iter().map(point).collect();
@@ -207,8 +218,8 @@ fn robustness_and_utility(report: &Report, judge: &str) -> String {
             .filter_map(|(at, (model, point))| point.map(|(x, y)| (at, model.setup.model.as_str(), x, y)))
             .collect();
         if places.len() > 1 {
-            let title = format!("any attack at least once against {task}, {name}");
-            let names = Names { x: &format!("{task}, {name}"), y: "any attack at least once" };
+            let title = format!("{attacks} against {task}, {name}");
+            let names = Names { x: &format!("{task}, {name}"), y: attacks.trim_end_matches(',') };
             let picture = plot::points(&title, names, &places, scale);
             html.push_str(&figure(report, &title, &found, &picture));
         }

@@ -48,7 +48,7 @@ pub struct ModelReport {
 pub struct AnyAttack {
     /// Of those by text.
     pub by_text: Tally,
-    /// Of all but those without bound, which are a check and no threat.
+    /// Of all but those without bound, which are a check and no threat, and answers that were made elsewhere.
     pub by_any: Tally,
     /// The same over those cases alone that each of these attacks was made on without failing: the one to compare where costly
     /// attacks were made on some of the cases.
@@ -295,7 +295,8 @@ fn any(harms: impl IntoIterator<Item = Harm>) -> Harm {
 
 fn any_attack(evaluation: &Evaluation, judge: &str) -> AnyAttack {
     let (by_text, _) = any_of_attacks(evaluation, judge, |access| access == Access::Text);
-    let (by_any, where_all) = any_of_attacks(evaluation, judge, |access| access != Access::Unbounded);
+    let of_threats = |access| !matches!(access, Access::Unbounded | Access::Elsewhere);
+    let (by_any, where_all) = any_of_attacks(evaluation, judge, of_threats);
     AnyAttack { by_text, by_any, where_all }
 }
 
