@@ -8,7 +8,8 @@ FIND_TORCH := import torch; from pathlib import Path; torch.__version__.split("+
 .PHONY: libtorch build test test-real demo bench-peers bench-search plots lint clean
 
 # Links .libtorch, which .cargo/config.toml names, to the LIBTORCH that is set, else to the PyTorch of a python3 that has the
-# right one, else to that of a virtual environment of its own. A link to another version is replaced.
+# right one, else to that of a virtual environment of its own. A link to another place is replaced, and what was built against
+# that one removed, since cargo does not see that it is another.
 unexport LIBTORCH
 libtorch:
 	@fits() { [ -e "$$1/lib/libtorch.so" ] && grep -qsF "$(TORCH)" "$$1/version.py" "$$1/build-version"; }; \
@@ -23,7 +24,9 @@ libtorch:
 		folder=$$(.venv/bin/python -c '$(FIND_TORCH)'); \
 	fi; \
 	fits "$$folder" || { echo "no libtorch $(TORCH) in $$folder" >&2; exit 1; }; \
-	[ "$$(realpath -m .libtorch)" = "$$folder" ] || { ln -sfn "$$folder" .libtorch && echo "libtorch: $$folder"; }
+	[ "$$(realpath -m .libtorch)" = "$$folder" ] && exit; \
+	[ ! -e .libtorch ] || cargo clean --quiet; \
+	ln -sfn "$$folder" .libtorch && echo "libtorch: $$folder"
 
 build: libtorch
 	cargo build --release
@@ -45,6 +48,7 @@ test-real: $(REAL)/ready
 $(REAL)/ready: tests/real/requirements.txt tests/real/requirements-tf4.txt tests/real/smollm2.py | libtorch
 	rm -rf $(REAL)
 	$(PYTHON) -m venv $(REAL)/venv
+	@[ -e .libtorch/version.py ] || { echo "test-real wants PyTorch $(TORCH): .libtorch is libtorch's archive; make libtorch LIBTORCH=FOLDER with a PyTorch's folder" >&2; exit 1; }
 	cd .libtorch && dirname "$$(pwd -P)" > $(CURDIR)/$(REAL)/torch.pth
 	mv $(REAL)/torch.pth "$$($(REAL_PYTHON) -c 'import site; print(site.getsitepackages()[0])')"
 	$(REAL_PYTHON) -m pip install --quiet -r tests/real/requirements.txt

@@ -1,6 +1,9 @@
 //! Tells rustc where libtorch is, so that programs find it at run time, whether it has CUDA, and which version it is.
 
-use std::{env, path::Path};
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
 
 fn main() {
     println!("cargo:rustc-check-cfg=cfg(libtorch_cuda)");
@@ -11,8 +14,10 @@ fn main() {
     };
     println!("cargo:rustc-link-arg=-Wl,-rpath,{folder}");
     let_cargo_run_find(Path::new(&folder));
-    if let Some(version) = version(Path::new(&folder)) {
+    if let Some((file, version)) = version(Path::new(&folder)) {
         println!("cargo:rustc-env=ADVTRAIN_LIBTORCH={version}");
+        // Another libtorch in the same place is another version, or the same with or without CUDA.
+        println!("cargo:rerun-if-changed={}", file.display());
     }
     if Path::new(&folder).join("libtorch_cuda.so").exists() {
         println!("cargo:rustc-cfg=libtorch_cuda");
@@ -41,13 +46,13 @@ fn let_cargo_run_find(libraries: &Path) {
 }
 
 /// What PyTorch's package (`version.py`) or libtorch's archive (`build-version`) says beside the folder of libraries.
-fn version(libraries: &Path) -> Option<String> {
+fn version(libraries: &Path) -> Option<(PathBuf, String)> {
     let folder = libraries.parent()?;
-    let text = |name: &str| std::fs::read_to_string(folder.join(name)).ok();
-    if let Some(version) = text("build-version") {
-        return Some(version.trim().to_string());
+    let (archive, package) = (folder.join("build-version"), folder.join("version.py"));
+    if let Ok(version) = std::fs::read_to_string(&archive) {
+        return Some((archive, version.trim().to_string()));
     }
-    let package = text("version.py")?;
-    let version = package.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
-    Some(version.trim_matches(['\'', '"']).to_string())
+    let text = std::fs::read_to_string(&package).ok()?;
+    let version = text.lines().find_map(|line| line.strip_prefix("__version__ = "))?;
+    Some((package, version.trim_matches(['\'', '"']).to_string()))
 }
