@@ -25,8 +25,8 @@ use std::{
 
 use advtrain::{
     Access, Case, CausalLm, ChatFormat, ChatTemplate, DecoderConfig, Dtype, Evaluation, EvaluationInputs,
-    EvaluationPreset, EvaluationSettings, Finish, Framing, Generation, InputFile, Judge, PromptAttack, Report, Setup,
-    Subject, ThreatModel, Tokenizer, device, load_completions, load_test_cases, save_completions,
+    EvaluationPreset, EvaluationSettings, Finish, Framing, Generation, InputFile, Judge, PromptAttack, Report,
+    RunConfig, Setup, Subject, ThreatModel, Tokenizer, device, load_completions, load_test_cases, save_completions,
 };
 use anyhow::{Context, Result, bail};
 use clap::{Parser, ValueEnum};
@@ -372,11 +372,14 @@ fn one(inputs: &Inputs, candidate: &Candidate) -> Result<Ended> {
     Ok(Ended { evaluation: work.evaluation, finish, problems: work.problems })
 }
 
-/// The chat format. A date that its template prints stays that of the evaluation, and else is that of the first one
+/// The chat format; for an adapter that was trained in another template than the folder's one must be named. A date that its template prints stays that of the evaluation, and else is that of the first one
 /// beside it.
 fn chat_format(inputs: &Inputs, candidate: &Candidate) -> Result<ChatFormat> {
     let format = match inputs.arguments.template {
-        None => ChatFormat::load(&candidate.model)?,
+        None => {
+            refuse_other_template(candidate)?;
+            ChatFormat::load(&candidate.model)?
+        }
         Some(name) => ChatFormat::new(Tokenizer::load(&candidate.model)?, ChatTemplate::preset(name.into())?)?,
     };
     if !format.template().uses_clock() {
@@ -386,6 +389,21 @@ fn chat_format(inputs: &Inputs, candidate: &Candidate) -> Result<ChatFormat> {
     let beside = inputs.others.iter().find_map(|other| other.setup().date);
     let date = earlier.or(beside).unwrap_or(format.template().date());
     Ok(format.with_date(date))
+}
+
+/// The run that trained an adapter is in the folder around it.
+fn refuse_other_template(candidate: &Candidate) -> Result<()> {
+    let Some(run) = candidate.adapter.as_ref().map(|adapter| adapter.with_file_name("run.toml")) else { return Ok(()) };
+    if !run.exists() {
+        return Ok(());
+    }
+    match RunConfig::read(&run)?.model.template {
+        Some(preset) => bail!(
+            "{}: model.template = {preset:?}: the adapter was trained in it, and not in the model folder's; name one with --template",
+            run.display()
+        ),
+        None => Ok(()),
+    }
 }
 
 /// Tells the evaluation all that it is to do, so that what cannot be done is found before anything begins. Helping

@@ -88,8 +88,11 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
     let (weights, kind, template) = (model.fingerprint()?, model.kind(), format.template().hash());
     let of = format!("{weights} in {kind:?}, {template}, {} tokens", arguments.max_new_tokens);
     let journal = arguments.out.with_extension("partial");
-    let mut lines = JsonLines::open(&journal, |done: &Done| done.of == of)?;
+    let mut lines = JsonLines::open(&journal, |_: &Done| true)?;
     let known: Vec<Done> = JsonLines::read(&journal)?;
+    if let Some(other) = known.iter().find(|done| done.of != of) {
+        bail!("{}: begun as {}, and not as {of}; go on with that, or remove the file", journal.display(), other.of);
+    }
     // The date of the first day stays that of the others.
     let format = match known.first().and_then(|done| done.date) {
         Some(date) => format.with_date(date),
@@ -123,7 +126,11 @@ fn distil(arguments: &Arguments) -> Result<Finish> {
 fn pieces(arguments: &Arguments) -> Result<Vec<Piece>> {
     let (rows, drawn) = (arguments.rows.get(), arguments.drawn);
     let mut pieces = Vec::new();
-    for path in &arguments.requests {
+    for (at, path) in arguments.requests.iter().enumerate() {
+        if let Some(other) = arguments.requests[..at].iter().find(|other| stem(other) == stem(path)) {
+            let (other, path) = (other.display(), path.display());
+            bail!("--requests {other},{path}: requests are numbered under the file's name, which must differ");
+        }
         let named = |one: Request| Request { id: format!("{}/{}", stem(path), one.id), ..one };
         let requests: Vec<Request> = load_harmless(path)?.into_iter().map(named).collect();
         let piece =
