@@ -4,9 +4,8 @@
     make plots
     python3 benches/plot.py RECORDS
 
-docs/strength.svg and docs/growth.svg from `cargo bench --bench strength` and `cargo bench --bench growth`; docs/curves.svg,
-docs/epsilon.svg and docs/share.svg from a folder of records: docs/records, which `examples/recipes/run.sh publish` keeps, where none
-is named.
+docs/strength.svg and docs/growth.svg from `cargo bench --bench strength` and `cargo bench --bench growth`; curves.svg, epsilon.svg and
+share.svg from a folder of records, beside them: docs/records, which `examples/recipes/run.sh publish` keeps, where none is named.
 """
 import collections
 import json
@@ -34,9 +33,9 @@ SHAPES = ["gemma-small", "smollm2-135m"]
 LINES = [(colour, style) for style in ["-", "--"] for colour in plt.colormaps["tab10"].colors]
 
 
-def save(figure, name):
-    figure.savefig(DOCS / name, bbox_inches="tight", metadata={"Date": None})
-    print(DOCS / name)
+def save(figure, path):
+    figure.savefig(path, bbox_inches="tight", metadata={"Date": None})
+    print(path)
 
 
 def strength():
@@ -67,7 +66,7 @@ def strength():
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
     figure.tight_layout()
-    save(figure, "strength.svg")
+    save(figure, DOCS / "strength.svg")
 
 
 def growth():
@@ -94,7 +93,7 @@ def growth():
                 panel.legend(frameon=False)
     figure.tight_layout()
     if found:
-        save(figure, "growth.svg")
+        save(figure, DOCS / "growth.svg")
 
 
 def measured(run):
@@ -144,7 +143,7 @@ def curves():
             panel.set_xlabel("updates")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=4, frameon=False)
     figure.tight_layout()
-    save(figure, "curves.svg")
+    save(figure, RUNS / "curves.svg")
 
 
 def sweep(prefix, base, label, name):
@@ -167,7 +166,7 @@ def sweep(prefix, base, label, name):
         panel.set_xticks(list(runs), labels=[f"{value:g}" for value in runs])
         panel.minorticks_off()
     figure.tight_layout()
-    save(figure, name)
+    save(figure, RUNS / name)
 
 
 RECIPES = {

@@ -50,6 +50,8 @@ TASKS = {
     ("xstest", "harmful answered"): "XSTest's unsafe requests answered",
     ("harmless requests", "harmless refused"): "further harmless requests refused",
     ("harmless requests behind strings", "harmless refused"): "further harmless requests behind random strings refused",
+    ("xstest", "no answer"): "XSTest's requests without an answer",
+    ("harmless requests", "no answer"): "further harmless requests without an answer",
 }
 
 # Of Mistral-7B on one A100, as the paper reports them.
@@ -112,7 +114,7 @@ def of_attacks(model):
             yield f"{name}: loss of the target, clean / attacked", f"{cut(clean, 3)} / {cut(attacked, 3)}{part}"
         if key == "gcg" and attack["losses"]:
             first, last = attack["losses"][0], attack["losses"][-1]
-            yield f"{name}: loss of the target, at the start / in the end", f"{cut(first, 3)} / {cut(last, 3)}{part}"
+            yield f"{name}: loss of the target, first string / last string", f"{cut(first, 3)} / {cut(last, 3)}{part}"
 
 
 def of_any_attack(model):
@@ -167,7 +169,7 @@ def evaluations(folder, runs):
 
 def unlike_first(found):
     """Runs that were not evaluated as the first was, each with what differs. What attacks they were put to is in the table."""
-    alike = ["dtype", "template", "rendered", "generation", "version", "libtorch"]
+    alike = ["date", "dtype", "template", "rendered", "generation", "version", "libtorch"]
     (_, first), *others = found.items()
     for run, model in others:
         unlike = [f"{name}: {model['setup'][name]}" for name in alike if model["setup"][name] != first["setup"][name]]
