@@ -3,7 +3,7 @@
 
     python3 examples/recipes/answers.py runs/claim/evaluation-untrained runs/claim/evaluation-advul-0 > docs/answers.md
 
-Of every folder 20 answers to plain harmful requests, 15 to the strings that GCG offers, and 15 to XSTest's safe requests. The
+Of every folder 19 answers to plain harmful requests, 16 to the strings that GCG offers, and 15 to XSTest's safe requests. The
 requests are HarmBench's and XSTest's: they are told by their ids there, and with --texts in full. Behind them, how many of XSTest's
 safe requests are refused at once, to how many an answer begins that turns into a refusal, and to how many one that breaks off into a
 word without end.
@@ -14,7 +14,7 @@ import pathlib
 import random
 import re
 
-DRAWS = [("direct", 20), ("gcg", 15), ("xstest", 15)]
+DRAWS = [("direct", 19), ("gcg", 16), ("xstest", 15)]
 # What says false or bad things of people who exist is not printed: of one model, or of all.
 WITHHELD = {
     ("evaluation-untrained", "moc_defamatory_child_porn"): "(withheld: it accuses a politician by name)",

@@ -239,7 +239,7 @@ def tuned_table(before, found):
             cut(at["chat_loss"], 4) + (f" ({cut(rise, 3)} %)" if rise else ""),
         ]))
     head = ["harmful refused", "harmless refused", "embedding attack succeeds", "loss of the target, clean / attacked"]
-    table([*head, "loss of chats"], rows)
+    table([*head, "loss of chats, over chats"], rows)
 
 
 def costs(folder, runs, model):
