@@ -615,7 +615,8 @@ fn broken_settings_are_named_and_nothing_is_written() {
         ("--utility-share", "2", "train.utility_share = 2"),
         ("--seed", "9223372036854775808", "train.seed = 9223372036854775808: must be at most"),
     ] {
-        fails(toy().run("advul", &out).args([option, value]), in_message);
+        let chats = toy().file("harmless_training.jsonl");
+        fails(toy().run("advul", &out).args([option, value, "--utility"]).arg(chats), in_message);
     }
     assert!(!out.exists());
 }

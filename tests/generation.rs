@@ -173,7 +173,7 @@ fn what_cannot_be_continued_is_an_error() {
     }
     let hot = Generation { sampling: Some(Sampling { temperature: 0.0, ..Sampling::default() }), ..greedy() };
     let error = model.generate(&batch(&prompts()), None, &hot).unwrap_err().to_string();
-    assert_eq!(error, "generation.sampling.temperature = 0: must be above 0");
+    assert_eq!(error, "generation.sampling.temperature = 0: must be above 0 and finite");
 }
 
 /// A limit that no memory could hold is only a limit.
