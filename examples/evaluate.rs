@@ -372,8 +372,8 @@ fn one(inputs: &Inputs, candidate: &Candidate) -> Result<Ended> {
     Ok(Ended { evaluation: work.evaluation, finish, problems: work.problems })
 }
 
-/// The chat format; for an adapter that was trained in another template than the folder's one must be named. A date that its template prints stays that of the evaluation, and else is that of the first one
-/// beside it.
+/// The chat format; for an adapter that was trained in another template than the folder's one must be named. A date that its
+/// template prints stays that of the evaluation, and else is that of the first one beside it.
 fn chat_format(inputs: &Inputs, candidate: &Candidate) -> Result<ChatFormat> {
     let format = match inputs.arguments.template {
         None => {
@@ -399,7 +399,8 @@ fn refuse_other_template(candidate: &Candidate) -> Result<()> {
     }
     match RunConfig::read(&run)?.model.template {
         Some(preset) => bail!(
-            "{}: model.template = {preset:?}: the adapter was trained in it, and not in the model folder's; name one with --template",
+            "{}: model.template = {preset:?}: the adapter was trained in it, and not in the model folder's; name one with \
+             --template",
             run.display()
         ),
         None => Ok(()),

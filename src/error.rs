@@ -174,6 +174,11 @@ impl Error {
         }
     }
 
+    /// The same of a number that is not from 0 to below 1: a decay, or a share that may not be all.
+    pub(crate) fn check_below_one(field: &str, value: f64) -> Result<()> {
+        if (0.0..1.0).contains(&value) { Ok(()) } else { Err(Self::setting(field, value, "at least 0 and below 1")) }
+    }
+
     /// The same of a share that is not between 0 and 1.
     pub(crate) fn check_share(field: &str, share: f64) -> Result<()> {
         if (0.0..=1.0).contains(&share) { Ok(()) } else { Err(Self::setting(field, share, "between 0 and 1")) }

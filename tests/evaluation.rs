@@ -6,17 +6,17 @@ mod speaking;
 use std::{cell::Cell, collections::BTreeMap, fs, ops::ControlFlow, path::Path};
 
 use advtrain::{
-    Access, Answered, Attempt, Case, CausalLm, ChatFormat, ChatTask, ChoiceTask, Completion, Continuation,
-    ContinuationKind, Decoder, Direct, DirectSettings, Error, Evaluation, EvaluationInputs, EvaluationProgress,
-    Example, Framing, Generation, GivenAnswers, Harm, Hidden, Input, ItemRecord, Judge, Message, MultipleChoice,
-    Outcome, Plan, PromptAttack, QuestionForm, RefusalJudge, Replay, Report, Request, RequestTask, Result, Setup,
-    Subject, TargetJudge, TokenKind, Tokens, Trajectory, UtilityTask, Verdict, accuracy, load_arc, load_completions,
-    load_mmlu, load_test_cases, save_completions, score_choices, target_losses,
+    Access, Answered, Attempt, Case, ChatFormat, ChatTask, ChoiceTask, Completion, Continuation, ContinuationKind,
+    Decoder, Direct, DirectSettings, Error, Evaluation, EvaluationInputs, EvaluationProgress, Example, Framing,
+    Generation, GivenAnswers, Harm, ItemRecord, Judge, Message, MultipleChoice, Outcome, Plan, PromptAttack,
+    QuestionForm, RefusalJudge, Replay, Report, Request, RequestTask, Result, Setup, Subject, TargetJudge, TokenKind,
+    Tokens, Trajectory, UtilityTask, Verdict, accuracy, load_arc, load_completions, load_mmlu, load_test_cases,
+    save_completions, score_choices, target_losses,
     tch::{Device, Kind, Tensor},
 };
 use approx::assert_relative_eq;
 use serde_json::{Value, json};
-use speaking::{case, done, format, generation, model};
+use speaking::{OtherLogits, case, done, format, generation, model};
 
 fn with_subject<T>(work: impl FnOnce(&Subject) -> T) -> T {
     let (model, format) = (model(), format());
@@ -628,32 +628,12 @@ fn questions_to_gemma_are_scored_as_the_harness_scores_them() {
     }
 }
 
-/// A model that has overflowed.
-struct Overflown<'a>(&'a Decoder);
-
-impl CausalLm for Overflown<'_> {
-    fn layers(&self) -> usize {
-        self.0.layers()
-    }
-    fn kind(&self) -> Kind {
-        self.0.kind()
-    }
-    fn embedding(&self) -> &Tensor {
-        self.0.embedding()
-    }
-    fn hidden(&self, input: &Input) -> Result<Hidden> {
-        self.0.hidden(input)
-    }
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        Ok(self.0.logits(hidden)? * f64::NAN)
-    }
-}
-
 #[test]
 fn a_log_likelihood_that_is_no_number_is_an_error() {
     let (model, format) = (model(), format());
+    let overflown = OtherLogits(&model, |logits: Tensor| logits * f64::NAN);
     for framing in [Framing::Template, Framing::Text { bos: false }] {
-        let scores = score_choices(&Overflown(&model), &format, &question("q", 0), &QuestionForm::FullAnswers, framing);
+        let scores = score_choices(&overflown, &format, &question("q", 0), &QuestionForm::FullAnswers, framing);
         let error = scores.unwrap_err().to_string();
         assert!(error.starts_with("example q: the log-likelihood of answer 0 is NaN"), "{error}");
     }

@@ -8,14 +8,14 @@ use std::{cell::RefCell, ops::ControlFlow, path::Path, rc::Rc};
 use advtrain::{
     Answered, AttackSettings, AutoDan, AutoDanSettings, Batch, Case, CausalLm, ChatFailure, ChatFormat, ChatModel,
     Continuation, ContinuationKind, Continuous, ContinuousSettings, Cost, Decoder, Direct, DirectSettings, Example,
-    Generation, Harm, Hidden, Input, Iterate, Judge, Measurement, Message, Outcome, Pair, PairSettings, Perturbation,
-    Pgd, Place, PromptAttack, Reply, ReplySettings, Result, ScoreJudge, Start, Subject, TokenKind, Tokens, Trajectory,
-    Verdict, attack_examples, target_losses,
+    Generation, Harm, Iterate, Judge, Measurement, Message, Outcome, Pair, PairSettings, Perturbation, Pgd, Place,
+    PromptAttack, Reply, ReplySettings, Result, ScoreJudge, Start, Subject, TokenKind, Tokens, Trajectory, Verdict,
+    attack_examples, target_losses,
     tch::{Device, Kind, Tensor},
     to_tensor,
 };
 use approx::assert_relative_eq;
-use speaking::{case, done, format, generation, model, with_subject};
+use speaking::{OtherLogits, case, done, format, generation, model, with_subject};
 
 fn autodan() -> AutoDanSettings {
     AutoDanSettings { steps: 4, population: 8, check_every: 2, stop_when_not_refused: false, ..Default::default() }
@@ -239,35 +239,17 @@ fn a_given_beginning_is_read_and_goes_on_with_its_spaces() {
     assert!(with_space > 0, "some model begins with a word");
 }
 
-/// A model that ends every answer at once.
-struct Silent<'a>(&'a Decoder, i64);
-
-impl CausalLm for Silent<'_> {
-    fn layers(&self) -> usize {
-        self.0.layers()
-    }
-    fn kind(&self) -> Kind {
-        self.0.kind()
-    }
-    fn embedding(&self) -> &Tensor {
-        self.0.embedding()
-    }
-    fn hidden(&self, input: &Input) -> Result<Hidden> {
-        self.0.hidden(input)
-    }
-    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        let logits = self.0.logits(hidden)?;
-        let _ = logits.select(-1, self.1).fill_(1e9);
-        Ok(logits)
-    }
-}
-
 #[test]
 fn a_beginning_that_the_model_adds_nothing_to_is_no_answer() {
     let case = Case { target: "Sure, here is how".into(), ..case("x") };
     let (model, format) = sentence_piece(0);
     let end_ids = format.end_ids();
-    let (silent, generation) = (Silent(&model, end_ids[0]), Generation { end_ids, ..generation() });
+    let end = end_ids[0];
+    let silent = OtherLogits(&model, |logits: Tensor| {
+        let _ = logits.select(-1, end).fill_(1e9);
+        logits
+    });
+    let generation = Generation { end_ids, ..generation() };
     let mut prefill = Direct::new(DirectSettings { prefill: 2, ..Default::default() }).unwrap();
     let mut answer = |model: &dyn CausalLm| {
         let subject = Subject::new(model, &format, generation.clone(), 4).unwrap();

@@ -214,17 +214,12 @@ impl EmbeddingAttack for Pgd {
         Error::check_count("attack.steps", self.steps)?;
         let (StepSize::Absolute(size) | StepSize::Constant(size) | StepSize::Decaying(size)) = self.size;
         Error::check_positive("attack.size", size)?;
-        if let Some(Momentum { decay }) = self.momentum
-            && !(0.0..1.0).contains(&decay)
-        {
-            return Err(Error::setting("attack.momentum.decay", decay, "at least 0 and below 1"));
+        if let Some(Momentum { decay }) = self.momentum {
+            Error::check_below_one("attack.momentum.decay", decay)?;
         }
         if let StepRule::Adam { beta1, beta2, epsilon } = self.rule {
-            for (field, beta) in [("attack.rule.adam.beta1", beta1), ("attack.rule.adam.beta2", beta2)] {
-                if !(0.0..1.0).contains(&beta) {
-                    return Err(Error::setting(field, beta, "at least 0 and below 1"));
-                }
-            }
+            Error::check_below_one("attack.rule.adam.beta1", beta1)?;
+            Error::check_below_one("attack.rule.adam.beta2", beta2)?;
             Error::check_positive("attack.rule.adam.epsilon", epsilon)?;
             if self.momentum.is_some() {
                 return Err(Error::setting("attack.momentum", "set", "left out with Adam, which has its own"));

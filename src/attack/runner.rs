@@ -59,8 +59,7 @@ impl AttackSettings {
     /// # Errors
     /// Names the field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
-        Error::check_count("attack_settings.restarts", self.restarts)?;
-        Ok(())
+        Error::check_count("attack_settings.restarts", self.restarts)
     }
 
     /// Refuses restarts that would begin alike, and so end alike.

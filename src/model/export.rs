@@ -1,12 +1,12 @@
 //! Writing a model as a Hugging Face folder that transformers 4.x and 5.x read alike.
 
-use std::{collections::BTreeMap, path::Path};
+use std::path::Path;
 
 use serde_json::{Map, Value, json};
 use tch::Tensor;
 
 use super::{causal_lm::CausalLm, config::Family, decoder::Decoder, weights::write_shards};
-use crate::{Dtype, Result, files};
+use crate::{Dtype, Parameter, Result, files};
 
 impl Decoder {
     /// Writes config.json and the weights, the adapter merged in, in the compute dtype: in half precision the sum is rounded,
@@ -31,20 +31,16 @@ impl Decoder {
         // Without its config a folder does not load: one that was left half-written over an older model is none.
         let config = folder.join("config.json");
         files::remove(&config)?;
-        let weights: BTreeMap<String, Tensor> =
-            self.weights().into_iter().map(|parameter| (parameter.name, parameter.tensor)).collect();
-        let size = |tensor: &Tensor| tensor.numel() * tensor.kind().elt_size_in_bytes();
-        let sizes = self.weights().into_iter().map(|parameter| (parameter.name, size(&parameter.tensor))).collect();
-        write_shards(folder, sizes, largest, |name| self.merged(name, &weights[name]))?;
+        write_shards(folder, self.weights(), largest, |parameter| self.merged(parameter))?;
         files::write_json(&config, &self.export_config())
     }
 
-    /// The weight of that name, the adapter merged in where its layer has one.
-    fn merged(&self, name: &str, weight: &Tensor) -> Result<Tensor> {
+    /// A weight, the adapter merged in where its layer has one.
+    fn merged(&self, weight: &Parameter) -> Result<Tensor> {
         let mut adapted = self.linears().filter(|linear| linear.lora.is_some());
-        match adapted.find(|linear| name.strip_suffix(".weight") == Some(&linear.name)) {
+        match adapted.find(|linear| weight.name.strip_suffix(".weight") == Some(&linear.name)) {
             Some(linear) => linear.merged(),
-            None => Ok(weight.shallow_clone()),
+            None => Ok(weight.tensor.shallow_clone()),
         }
     }
 

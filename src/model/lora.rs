@@ -60,10 +60,7 @@ impl LoraConfig {
             return Err(Error::setting("lora.rank", self.rank, "from 1 to 65536"));
         }
         Error::check_positive("lora.alpha", self.alpha)?;
-        if !(0.0..1.0).contains(&self.dropout) {
-            return Err(Error::setting("lora.dropout", self.dropout, "at least 0 and below 1"));
-        }
-        Ok(())
+        Error::check_below_one("lora.dropout", self.dropout)
     }
 
     fn scale(&self) -> f64 {

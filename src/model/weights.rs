@@ -11,7 +11,7 @@ use rand_distr::{Distribution, Normal};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use tch::{Device, Kind, Tensor};
 
-use crate::{Error, Result, digest::generator};
+use crate::{Error, Parameter, Result, digest::generator};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -226,17 +226,18 @@ pub(crate) fn write_tensors(path: &Path, tensors: &[(String, Tensor)]) -> Result
 }
 
 /// Writes tensors as `model.safetensors`, or as shards of at most so many bytes with their index where they are too large
-/// for one file. Each of `sizes` is a name with a number of bytes; `tensor` makes what is written under a name when its file
-/// is: that of one file is in memory at a time.
+/// for one file. `change` makes of each what is written in its place, of the same shape and dtype: when its file is, so that
+/// what was made for one file is in memory at a time.
 pub(super) fn write_shards(
     folder: &Path,
-    sizes: Vec<(String, usize)>,
+    parameters: Vec<Parameter>,
     largest: usize,
-    tensor: impl Fn(&str) -> Result<Tensor>,
+    change: impl Fn(&Parameter) -> Result<Tensor>,
 ) -> Result<()> {
-    let mut shards: Vec<Vec<String>> = vec![Vec::new()];
+    let mut shards: Vec<Vec<Parameter>> = vec![Vec::new()];
     let (mut total, mut in_last) = (0, 0);
-    for (name, bytes) in sizes {
+    for parameter in parameters {
+        let bytes = parameter.tensor.numel() * parameter.tensor.kind().elt_size_in_bytes();
         if in_last > 0 && in_last + bytes > largest {
             shards.push(Vec::new());
             in_last = 0;
@@ -244,11 +245,12 @@ pub(super) fn write_shards(
         total += bytes;
         in_last += bytes;
         if let Some(last) = shards.last_mut() {
-            last.push(name);
+            last.push(parameter);
         }
     }
-    let write = |file: &Path, names: &[String]| {
-        let tensors = names.iter().map(|name| Ok((name.clone(), tensor(name)?))).collect::<Result<Vec<_>>>()?;
+    let write = |file: &Path, parameters: &[Parameter]| {
+        let changed = parameters.iter().map(|one| Ok((one.name.clone(), change(one)?)));
+        let tensors = changed.collect::<Result<Vec<_>>>()?;
         write_tensors(file, &tensors)
     };
     let (single, path) = (folder.join(SINGLE), folder.join(INDEX));
@@ -258,10 +260,10 @@ pub(super) fn write_shards(
         return remove_shards_of_another_number(folder, 0);
     }
     let mut weight_map = serde_json::Map::new();
-    for (index, names) in shards.iter().enumerate() {
+    for (index, parameters) in shards.iter().enumerate() {
         let file = format!("model-{:05}-of-{:05}.safetensors", index + 1, shards.len());
-        write(&folder.join(&file), names)?;
-        weight_map.extend(names.iter().map(|name| (name.clone(), file.clone().into())));
+        write(&folder.join(&file), parameters)?;
+        weight_map.extend(parameters.iter().map(|one| (one.name.clone(), file.clone().into())));
     }
     let index = serde_json::json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
     crate::files::write_json(&path, &index)?;

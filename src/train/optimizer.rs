@@ -54,11 +54,8 @@ impl OptimizerConfig {
     /// Names the first field out of range, its value and what is allowed.
     pub fn validate(&self) -> Result<()> {
         Error::check_positive("train.optimizer.learning_rate", self.learning_rate)?;
-        for (field, beta) in [("train.optimizer.beta1", self.beta1), ("train.optimizer.beta2", self.beta2)] {
-            if !(0.0..1.0).contains(&beta) {
-                return Err(Error::setting(field, beta, "at least 0 and below 1"));
-            }
-        }
+        Error::check_below_one("train.optimizer.beta1", self.beta1)?;
+        Error::check_below_one("train.optimizer.beta2", self.beta2)?;
         Error::check_positive("train.optimizer.epsilon", self.epsilon)?;
         Error::check_not_negative("train.optimizer.weight_decay", self.weight_decay)?;
         let norm = self.max_gradient_norm;

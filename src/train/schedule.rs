@@ -46,10 +46,7 @@ impl Schedule {
     /// # Errors
     /// If the warm-up is not a share.
     pub fn validate(&self) -> Result<()> {
-        if !(0.0..1.0).contains(&self.warm_up) {
-            return Err(Error::setting("train.schedule.warm_up", self.warm_up, "at least 0 and below 1"));
-        }
-        Ok(())
+        Error::check_below_one("train.schedule.warm_up", self.warm_up)
     }
 
     /// What the learning rate is multiplied by at an update (from 0) of `total`, as transformers' schedules do.

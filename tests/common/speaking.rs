@@ -4,8 +4,9 @@
 use std::{ops::ControlFlow, path::PathBuf};
 
 use advtrain::{
-    Case, ChatFormat, Decoder, Generation, Message, Outcome, PromptAttack, Subject, Trajectory,
-    tch::{Device, Kind},
+    Case, CausalLm, ChatFormat, Decoder, Generation, Hidden, Input, Message, Outcome, PromptAttack, Result, Subject,
+    Trajectory,
+    tch::{Device, Kind, Tensor},
 };
 
 /// A byte-level tokenizer with its template.
@@ -20,6 +21,27 @@ pub fn model() -> Decoder {
         "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "tie_word_embeddings": true
     });
     Decoder::random(json, 0.4, 1, Kind::Float, Device::Cpu).unwrap()
+}
+
+/// A model whose logits are changed.
+pub struct OtherLogits<'a, F>(pub &'a Decoder, pub F);
+
+impl<F: Fn(Tensor) -> Tensor> CausalLm for OtherLogits<'_, F> {
+    fn layers(&self) -> usize {
+        self.0.layers()
+    }
+    fn kind(&self) -> Kind {
+        self.0.kind()
+    }
+    fn embedding(&self) -> &Tensor {
+        self.0.embedding()
+    }
+    fn hidden(&self, input: &Input) -> Result<Hidden> {
+        self.0.hidden(input)
+    }
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Ok(self.1(self.0.logits(hidden)?))
+    }
 }
 
 /// A behaviour of this id.

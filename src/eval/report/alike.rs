@@ -7,54 +7,85 @@ use serde_json::{Value, json};
 use super::{Intended, attacks, tasks};
 use crate::{Case, Evaluation, Plan};
 
+/// What an evaluation did, or is to do.
+struct Done<'a> {
+    evaluation: &'a Evaluation,
+    attacks: Vec<Intended<'a>>,
+    tasks: Vec<Intended<'a>>,
+    cases: BTreeMap<&'a str, &'a Case>,
+    judges: BTreeMap<&'a str, &'a Value>,
+}
+
+impl<'a> Done<'a> {
+    fn of(evaluation: &'a Evaluation) -> Self {
+        Self {
+            evaluation,
+            attacks: attacks(evaluation),
+            tasks: tasks(evaluation),
+            cases: cases(evaluation),
+            judges: judges(evaluation),
+        }
+    }
+
+    fn model(&self) -> &'a str {
+        &self.evaluation.setup().model
+    }
+}
+
 /// In what each evaluation differs, in words: in its setup and in what it has from the first of all, in each thing that it has
 /// from the first that has the same.
 pub(super) fn differences(evaluations: &[Evaluation]) -> Vec<String> {
-    let Some((first, others)) = evaluations.split_first() else { return Vec::new() };
-    let of = |(at, other)| {
-        let mut found = of_setups(first, other);
-        found.extend(of_one_alone("attack", "made on", (first, &attacks(first)), (other, &attacks(other))));
-        found.extend(of_one_alone("task", "measured on", (first, &tasks(first)), (other, &tasks(other))));
-        found.extend(from_earlier(&evaluations[..=at], other));
+    let all: Vec<Done> = evaluations.iter().map(Done::of).collect();
+    let Some((first, others)) = all.split_first() else { return Vec::new() };
+    let of = |(at, other): (usize, &Done)| {
+        let names = (first.model(), other.model());
+        let mut found = of_setups(first.evaluation, other.evaluation);
+        found.extend(of_one_alone("attack", "made on", names, &first.attacks, &other.attacks));
+        found.extend(of_one_alone("task", "measured on", names, &first.tasks, &other.tasks));
+        found.extend(from_earlier(&all[..=at], other));
         found
     };
     others.iter().enumerate().flat_map(of).collect()
 }
 
-fn model(evaluation: &Evaluation) -> &str {
-    &evaluation.setup().model
-}
-
-fn from_earlier(earlier: &[Evaluation], other: &Evaluation) -> Vec<String> {
-    let mut found = Vec::new();
-    for (what, ids, things) in [("attack", "cases", attacks as Things), ("task", "items", tasks)] {
-        for one in things(other) {
-            let same = earlier.iter().find_map(|earlier| {
-                let same = things(earlier).into_iter().find(|same| same.name == one.name)?;
-                Some((model(earlier), same))
-            });
-            if let Some((was_of, same)) = same {
-                found.extend(of_intended(what, ids, (was_of, &same), (model(other), &one)));
-            }
+fn from_earlier(earlier: &[Done], other: &Done) -> Vec<String> {
+    let (mut found, name) = (Vec::new(), other.model());
+    for one in &other.attacks {
+        if let Some((was_of, same)) = first_with(earlier, |done| named(&done.attacks, one.name)) {
+            found.extend(of_intended("attack", "cases", (was_of, same), (name, one)));
         }
     }
-    for (id, case) in cases(other) {
-        let known = earlier.iter().find_map(|earlier| Some((model(earlier), *cases(earlier).get(id)?)));
+    for one in &other.tasks {
+        if let Some((was_of, same)) = first_with(earlier, |done| named(&done.tasks, one.name)) {
+            found.extend(of_intended("task", "items", (was_of, same), (name, one)));
+        }
+    }
+    for (id, case) in &other.cases {
+        let known = first_with(earlier, |done| done.cases.get(id));
         if let Some((was_of, _)) = known.filter(|(_, known)| *known != case) {
-            found.push(format!("the case {id:?} is another in {was_of} than in {}", model(other)));
+            found.push(format!("the case {id:?} is another in {was_of} than in {name}"));
         }
     }
-    for (judge, settings) in judges(other) {
-        let known = earlier.iter().find_map(|earlier| Some((model(earlier), *judges(earlier).get(judge)?)));
+    for (judge, settings) in &other.judges {
+        let known = first_with(earlier, |done| done.judges.get(judge));
         if let Some((was_of, known)) = known.filter(|(_, known)| *known != settings) {
-            found.push(format!("the judge {judge:?}: {known} in {was_of}, {settings} in {}", model(other)));
+            found.push(format!("the judge {judge:?}: {known} in {was_of}, {settings} in {name}"));
         }
     }
     found
 }
 
-/// The attacks of an evaluation, or its tasks.
-type Things = for<'a> fn(&'a Evaluation) -> Vec<Intended<'a>>;
+/// The first that has a thing: its model, and the thing.
+fn first_with<'d, 'a, T>(
+    earlier: &'d [Done<'a>],
+    thing: impl Fn(&'d Done<'a>) -> Option<&'d T>,
+) -> Option<(&'a str, &'d T)> {
+    earlier.iter().find_map(|done| Some((done.model(), thing(done)?)))
+}
+
+fn named<'d, 'a>(things: &'d [Intended<'a>], name: &str) -> Option<&'d Intended<'a>> {
+    things.iter().find(|one| one.name == name)
+}
 
 /// What a setup says about how a model is asked.
 fn of_setups(first: &Evaluation, other: &Evaluation) -> Vec<String> {
@@ -66,20 +97,14 @@ fn of_setups(first: &Evaluation, other: &Evaluation) -> Vec<String> {
 }
 
 /// What one of two has and the other has not: rates over all attacks are over those that a model has.
-fn of_one_alone(
-    what: &str,
-    done: &str,
-    first: (&Evaluation, &[Intended]),
-    other: (&Evaluation, &[Intended]),
-) -> Vec<String> {
-    let alone = |(with, things): (&Evaluation, &[Intended]), (without, others): (&Evaluation, &[Intended])| {
-        let missing = things.iter().filter(|one| others.iter().all(|same| same.name != one.name));
-        let (with, without) = (model(with), model(without));
+fn of_one_alone(what: &str, done: &str, names: (&str, &str), first: &[Intended], other: &[Intended]) -> Vec<String> {
+    let alone = |things: &[Intended], with, others: &[Intended], without| {
+        let missing = things.iter().filter(|one| named(others, one.name).is_none());
         missing
             .map(|one| format!("the {what} {:?} was {done} {with} and not on {without}", one.name))
             .collect::<Vec<_>>()
     };
-    [alone(first, other), alone(other, first)].concat()
+    [alone(first, names.0, other, names.1), alone(other, names.1, first, names.0)].concat()
 }
 
 fn of_intended(what: &str, ids: &str, first: (&str, &Intended), other: (&str, &Intended)) -> Vec<String> {

@@ -199,7 +199,7 @@ fn robustness_and_utility(report: &Report, judge: &str) -> String {
     let mut html = String::new();
     let mut any = report.models.iter().filter_map(|model| model.any_attack.get(judge));
     let (attacks, tally): (&str, OfAny) = match any.all(|any| any.where_all.interval.is_some()) {
-        true => ("any attack at least once, where all were made,", |any| &any.where_all),
+        true => ("any attack at least once where all were made", |any| &any.where_all),
         false => ("any attack at least once", |any| &any.by_any),
     };
     for (task, name, scale) in utility_figures(report) {
@@ -219,7 +219,7 @@ fn robustness_and_utility(report: &Report, judge: &str) -> String {
             .collect();
         if places.len() > 1 {
             let title = format!("{attacks} against {task}, {name}");
-            let names = Names { x: &format!("{task}, {name}"), y: attacks.trim_end_matches(',') };
+            let names = Names { x: &format!("{task}, {name}"), y: attacks };
             let picture = plot::points(&title, names, &places, scale);
             html.push_str(&figure(report, &title, &found, &picture));
         }
